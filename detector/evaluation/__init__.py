@@ -1,0 +1,51 @@
+"""Measure detections against ground truth: VOC's average precision, COCO's, and how far they may be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..structures import Detections, GroundTruth
+from .bootstrap import bootstrap_map
+from .coco import coco_ap
+from .results import COCO_STATS, Result, format_table, to_json
+from .voc import precision_recall, voc_ap
+
+METRICS = ("voc07", "voc10", "coco")
+
+__all__ = [
+    "COCO_STATS",
+    "METRICS",
+    "Result",
+    "bootstrap_map",
+    "check_metrics",
+    "coco_ap",
+    "evaluate",
+    "format_table",
+    "precision_recall",
+    "to_json",
+    "voc_ap",
+]
+
+
+def check_metrics(names: Sequence[str]) -> list[str]:
+    """Return the metrics, each once; raises ValueError if there is none or one is unknown."""
+    unknown = [name for name in names if name not in METRICS]
+    if unknown or not names:
+        raise ValueError(f"expected metrics among {', '.join(METRICS)}, got {', '.join(map(repr, unknown)) or 'none'}")
+    return list(dict.fromkeys(names))
+
+
+def evaluate(
+    detections: Sequence[Detections], truths: Sequence[GroundTruth], class_names: Sequence[str], metrics: Sequence[str]
+) -> dict[str, Result]:
+    """Measure the detections of each image, in the order of `truths`, by each of the metrics.
+
+    Raises ValueError for an unknown metric, and if the lists differ in length or speak of other classes.
+    """
+    results = {}
+    for metric in check_metrics(metrics):
+        if metric == "coco":
+            results[metric] = coco_ap(detections, truths, class_names)
+        else:
+            results[metric] = voc_ap(detections, truths, class_names, metric)
+    return results

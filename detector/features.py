@@ -1,0 +1,125 @@
+"""Compute the convolutional maps of an image, once per image, and keep them on disk for training.
+
+`Extractor` computes; `FeatureStore` has the same job with a folder behind it. Both give one `FeatureMap` per tap.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from .backbones import PAD_MULTIPLE, Trunk
+from .files import replacing
+from .images import resize_image, scaled_size
+from .structures import FeatureMap
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Extractor:
+    """Map an image to its feature maps at one scale.
+
+    trunk: the convolutional layers. shorter: the shorter side of the resized image in pixels.
+    longest: the most its longer side may have, in pixels.
+    """
+
+    trunk: Trunk
+    shorter: int
+    longest: int
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Name everything that shapes the maps; its hash keys the cache."""
+        layers = [tap.layer for tap in self.trunk.taps]
+        return {
+            "format": FORMAT,
+            "trunk": self.trunk.name,
+            "layers": layers,
+            "shorter": self.shorter,
+            "longest": self.longest,
+        }
+
+    @torch.inference_mode()
+    def __call__(self, image: Tensor) -> tuple[FeatureMap, ...]:
+        """Map a (3, H, W) uint8 image to one FeatureMap per tap of the trunk."""
+        height, width = image.shape[1:]
+        size = scaled_size((height, width), self.shorter, self.longest)
+        pixels = resize_image(image, size)[None].to(self.trunk.mean.device)
+        scale = (size[0] / height, size[1] / width)
+        x = pad_to_multiple(self.trunk.normalise(pixels), PAD_MULTIPLE)
+        maps = self.trunk.maps(x.contiguous(memory_format=torch.channels_last))
+        taps = self.trunk.taps
+        return tuple(FeatureMap(m[0], tap.stride, tap.offset, scale) for m, tap in zip(maps, taps, strict=True))
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Pad (N, C, H, W) with zeros, the mean colour after normalisation, at the right and the bottom."""
+    height, width = x.shape[-2:]
+    return F.pad(x, (0, -width % multiple, 0, -height % multiple))
+
+
+def flip_map(feature_map: FeatureMap, width: int) -> FeatureMap:
+    """Mirror a map of an image left to right; the mirrored map has the geometry that the mirrored image sees.
+
+    width: of the original image in pixels. Pixel x of the resized image becomes (resized width - 1 - x), so the
+    last cell's centre becomes the first one's.
+    """
+    resized = round(width * feature_map.scale[1])
+    offset_y, offset_x = feature_map.offsets
+    last = offset_x + feature_map.stride * (feature_map.values.shape[2] - 1)
+    mirrored = (offset_y, resized - 1 - last)
+    return FeatureMap(feature_map.values.flip(2), feature_map.stride, mirrored, feature_map.scale)
+
+
+def settings_key(settings: Mapping[str, Any]) -> str:
+    """Return 16 hexadecimal digits that stand for JSON-serialisable settings."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FeatureStore:
+    """Keep feature maps on disk: float16, one safetensors file per image, written whole or not at all.
+
+    folder: where `KEY/IMAGE.safetensors` lie; KEY is the hash of the extractor's settings.
+    """
+
+    folder: Path
+    extractor: Extractor
+
+    def path(self, image_id: str) -> Path:
+        """Return the file that holds the maps of an image."""
+        return self.folder / settings_key(self.extractor.settings) / f"{image_id}.safetensors"
+
+    def load(self, image_id: str) -> tuple[FeatureMap, ...] | None:
+        """Read the maps of an image; None if they are not there or the file is damaged."""
+        path = self.path(image_id)
+        try:
+            with safe_open(path, framework="pt") as file:
+                geometry = json.loads(file.metadata()["maps"])
+                values = [file.get_tensor(str(i)) for i in range(len(geometry))]
+            return tuple(
+                FeatureMap(v.permute(2, 0, 1), int(g[0]), float(g[1]), (float(g[2]), float(g[3])))
+                for v, g in zip(values, geometry, strict=True)
+            )
+        except (OSError, SafetensorError, LookupError, TypeError, ValueError, RuntimeError):
+            return None
+
+    def compute(self, image_id: str, image: Tensor) -> tuple[FeatureMap, ...]:
+        """Compute the maps of an image and write them, (h, w, C) float16."""
+        maps = self.extractor(image)
+        tensors = {str(i): m.values.permute(1, 2, 0).half().contiguous().cpu() for i, m in enumerate(maps)}
+        geometry = json.dumps([[m.stride, m.offset, *m.scale] for m in maps])
+        with replacing(self.path(image_id)) as beside:
+            save_file(tensors, beside, metadata={"maps": geometry})
+        return maps

@@ -1,0 +1,56 @@
+"""Turn scored regions into detections: threshold, decode, clip, per-class non-maximum suppression, box voting."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
+
+from .boxes import decode
+from .config import Config
+from .structures import Size
+
+
+def select(
+    boxes: Tensor, probabilities: Tensor, deltas: Tensor, size: Size, config: Config
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Select the detections of one image.
+
+    boxes: (R, 4) float32. probabilities: (R, K + 1), background last. deltas: (R, K, 4). size: (height, width).
+    Returns boxes (D, 4), scores (D,) and labels (D,), best score first, equal scores in the order of the regions.
+    """
+    rows, labels = (probabilities[:, :-1] >= config.min_score).nonzero(as_tuple=True)
+    scores = probabilities[rows, labels]
+    refined = clip_boxes_to_image(decode(boxes[rows], deltas[rows, labels]), size)
+    solid = ((refined[:, 2:] - refined[:, :2]) > 0).all(dim=1)
+    refined, scores, labels = refined[solid], scores[solid], labels[solid]
+    order = scores.argsort(descending=True, stable=True)
+    refined, scores, labels = refined[order], scores[order], labels[order]
+    kept = batched_nms(refined, scores, labels, config.nms)
+    kept = kept.sort().values[: config.max_detections]
+    final = refined[kept]
+    if config.vote < 1 and len(kept):
+        final = vote(final, labels[kept], (refined, scores, labels), config.vote)
+    return final, scores[kept], labels[kept]
+
+
+def weigh_by_rank(probabilities: Tensor, prior: float) -> Tensor:
+    """Lower the class scores of proposals that come late in their order, best first.
+
+    probabilities: (R, K + 1). Row r is divided by 1 + prior * r / 1000, except for its last column, background.
+    prior: 0 or more; 0 changes nothing.
+    """
+    weights = 1 / (1 + prior * torch.arange(len(probabilities), device=probabilities.device) / 1000)
+    return torch.cat([probabilities[:, :-1] * weights[:, None], probabilities[:, -1:]], dim=1)
+
+
+def vote(boxes: Tensor, labels: Tensor, candidates: tuple[Tensor, Tensor, Tensor], iou: float) -> Tensor:
+    """Average every kept box with its class's candidates of at least this IoU, weighted by score.
+
+    Gidaris and Komodakis 2015, section 5 (box voting). boxes: (D, 4). candidates: boxes, scores, labels before NMS.
+    """
+    others, scores, other_labels = candidates
+    near = (box_iou(boxes, others) >= iou) & (labels[:, None] == other_labels)
+    weights = near * scores
+    averaged: Tensor = (weights @ others) / weights.sum(dim=1, keepdim=True)
+    return averaged

@@ -1,0 +1,109 @@
+"""Order the regions of hierarchies so that likely objects come first, and thin out those that nearly repeat.
+
+Every region is described by numbers that grouping gives for free: its place and shape, when it was made and absorbed,
+and how alike it was to what it was merged with. A network with one hidden layer, whose weights are in `objectness.py`,
+turns them into a score: the higher, the more likely a box overlaps an annotated object by half.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from .grouping import Hierarchy, Ints
+
+FEATURES = 22
+Singles = NDArray[np.float32]
+
+
+@njit(cache=True, nogil=True)
+def _describe_history(tree: Hierarchy, out: Singles) -> None:
+    """Fill in columns 11 to 21: when a region was made and absorbed, and what it was merged with."""
+    n = len(tree.merges) + 1
+    for region in range(2 * n - 1):
+        made = region - n
+        row = out[region]
+        row[11], row[12] = (made + 1) / n if made >= 0 else 0, made < 0
+        for c in range(3):
+            row[13 + c] = tree.alike[made, c] if made >= 0 else 1
+        row[16], row[17], row[18], row[19], row[20], row[21] = 1, 0, 0, 0, 1, 1
+    for step in range(n - 1):
+        whole = tree.regions[n + step]
+        for side in range(2):
+            part, row = tree.regions[tree.merges[step, side]], out[tree.merges[step, side]]
+            row[16] = (step + 1) / n
+            for c in range(3):
+                row[17 + c] = tree.alike[step, c]
+            row[20] = part[4] / whole[4]
+            row[21] = (part[2] - part[0]) * (part[3] - part[1]) / ((whole[2] - whole[0]) * (whole[3] - whole[1]))
+
+
+@njit(cache=True, nogil=True)
+def describe(tree: Hierarchy) -> Singles:
+    """Describe the regions of a hierarchy of a whole image: (regions, FEATURES) float32."""
+    regions = tree.regions
+    out = np.empty((len(regions), FEATURES), np.float32)
+    width, height = regions[-1, 2], regions[-1, 3]
+    for i in range(len(regions)):
+        x1, y1, x2, y2, size = regions[i]
+        w, h, row = x2 - x1, y2 - y1, out[i]
+        row[0] = math.log(w * h / (width * height))
+        row[1] = math.log(w / h)
+        row[2] = row[1] * row[1]
+        row[3] = math.log(min(w, h))
+        row[4] = size / (w * h)
+        row[5], row[6], row[7] = (x1 == 0) + (x2 == width), y1 == 0, y2 == height
+        row[8] = (y1 + y2) / (2 * height) - 0.5
+        row[9] = row[8] * row[8]
+        row[10] = ((x1 + x2) / (2 * width) - 0.5) ** 2
+    _describe_history(tree, out)
+    return out
+
+
+@njit(cache=True, nogil=True)
+def score(features: Singles, hidden: Singles, output: Singles) -> Singles:
+    """Score (R, F) features by a network. hidden: (F + 1, N) weights, the last row biases. output: (N,) weights."""
+    scores = np.zeros(len(features), np.float32)
+    units = np.empty(output.size, np.float32)
+    for i in range(len(features)):
+        units[:] = hidden[-1]
+        for f in range(features.shape[1]):
+            value = features[i, f]
+            for u in range(units.size):
+                units[u] += value * hidden[f, u]
+        for u in range(units.size):
+            scores[i] += max(units[u], np.float32(0)) * output[u]
+    return scores
+
+
+@njit(cache=True, nogil=True)
+def thin_out(boxes: Ints, limit: float, most: int) -> NDArray[np.bool_]:
+    """Mark which of (R, 4) int32 boxes, best first, are kept: those of no IoU above `limit` with one kept before."""
+    keep = np.zeros(len(boxes), np.bool_)
+    kept = np.empty((5, most), np.float32)
+    corners = boxes.astype(np.float32)
+    count = 0
+    for i in range(len(boxes)):
+        x1, y1, x2, y2 = corners[i, 0], corners[i, 1], corners[i, 2], corners[i, 3]
+        area = (x2 - x1) * (y2 - y1)
+        free = True
+        for start in range(0, count, 64):
+            worst = np.float32(-1)
+            for j in range(start, min(start + 64, count)):
+                w = max(min(x2, kept[2, j]) - max(x1, kept[0, j]), np.float32(0))
+                h = max(min(y2, kept[3, j]) - max(y1, kept[1, j]), np.float32(0))
+                both = w * h
+                worst = max(worst, both - np.float32(limit) * (area + kept[4, j] - both))
+            if worst > 0:
+                free = False
+                break
+        if free:
+            keep[i] = True
+            kept[0, count], kept[1, count], kept[2, count], kept[3, count], kept[4, count] = x1, y1, x2, y2, area
+            count += 1
+            if count == most:
+                break
+    return keep

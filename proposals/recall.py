@@ -1,0 +1,68 @@
+"""Measure proposals against annotated objects: recall and average best overlap (Uijlings et al. 2013, section 5).
+
+Overlap is the intersection over union (IoU) of boxes (x1, y1, x2, y2). Classes play no role: for a figure per class,
+give the objects of one class. The caller leaves difficult objects out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from .structures import Proposals
+
+
+def best_overlaps(proposals: Sequence[Proposals], truths: Sequence[Tensor]) -> Tensor:
+    """Return the highest IoU that any proposal of its image has with each object.
+
+    truths: per image, (N, 4) boxes of its objects. Returns (sum of N,) float64 in [0, 1], in the order of `truths`; 0
+    for the objects of an image without proposals. Raises ValueError if there are not as many truths as proposals.
+    """
+    return overlaps_by_count(proposals, truths, [max([1, *map(len, proposals)])])[0]
+
+
+def overlaps_by_count(proposals: Sequence[Proposals], truths: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
+    """Return `best_overlaps` of the first `count` proposals of each image, for every count: (counts, objects)."""
+    if len(proposals) != len(truths):
+        raise ValueError(f"expected the objects of {len(proposals)} images, got those of {len(truths)}")
+    if any(count < 1 for count in counts):
+        raise ValueError(f"expected counts of at least 1, got {list(counts)}")
+    parts = [torch.zeros(len(counts), 0, dtype=torch.float64)]
+    for found, truth in zip(proposals, truths, strict=True):
+        if len(found) == 0 or len(truth) == 0:
+            parts.append(torch.zeros(len(counts), len(truth), dtype=torch.float64))
+            continue
+        overlaps = box_iou(found.boxes.double(), truth.double())
+        best = overlaps.cummax(dim=0).values
+        parts.append(best[[min(count, len(found)) - 1 for count in counts]])
+    return torch.cat(parts, dim=1)
+
+
+def recall_at(overlaps: Tensor, thresholds: Sequence[float]) -> list[float]:
+    """Return which part of the objects is found, for every threshold: those with a best overlap of at least that IoU.
+
+    overlaps: (N,) from `best_overlaps`. Raises ValueError if there are no objects.
+    """
+    _check_objects(overlaps)
+    return [float((overlaps >= threshold).double().mean()) for threshold in thresholds]
+
+
+def average_best_overlap(overlaps: Tensor) -> float:
+    """Return the mean of the best overlaps (ABO). Raises ValueError if there are no objects."""
+    _check_objects(overlaps)
+    return float(overlaps.mean())
+
+
+def recall_by_count(
+    proposals: Sequence[Proposals], truths: Sequence[Tensor], counts: Sequence[int], threshold: float = 0.5
+) -> list[float]:
+    """Return the recall at one IoU of the first `count` proposals of every image, for every count."""
+    return [recall_at(row, [threshold])[0] for row in overlaps_by_count(proposals, truths, counts)]
+
+
+def _check_objects(overlaps: Tensor) -> None:
+    if overlaps.numel() == 0:
+        raise ValueError("expected at least one object to measure recall, got none")

@@ -1,0 +1,97 @@
+"""Measure proposals on boxes whose overlaps are known by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from proposals.recall import (
+    average_best_overlap,
+    best_overlaps,
+    overlaps_by_count,
+    recall_at,
+    recall_by_count,
+)
+from proposals.structures import Proposals
+
+
+def boxes(*rows: tuple[float, float, float, float]) -> Tensor:
+    return torch.tensor(rows, dtype=torch.float32).reshape(-1, 4)
+
+
+# Image 1: objects of 10 x 20 and 8 x 5. Image 2: one object that nothing overlaps. Image 3: no object.
+TRUTHS = [boxes((0, 0, 10, 20), (50, 10, 58, 15)), boxes((5, 5, 9, 9)), boxes()]
+PROPOSALS = [
+    Proposals(
+        boxes(
+            (0, 0, 10, 10),  # half of the first object: 100 / 200
+            (50, 10, 54, 15),  # half of the second: 20 / 40
+            (0, 5, 10, 20),  # three quarters of the first: 150 / 200
+            (49, 10, 59, 15),  # the second and a column on each side: 40 / 50
+            (0, 0, 1, 1),  # 1 / 200
+        )
+    ),
+    Proposals(boxes((20, 20, 30, 35))),
+    Proposals(boxes((0, 0, 4, 3))),
+]
+
+
+def test_overlaps_are_intersection_over_union() -> None:
+    assert best_overlaps(PROPOSALS, TRUTHS).tolist() == [0.75, 0.8, 0.0]
+
+
+def test_recall_counts_overlaps_of_at_least_the_threshold() -> None:
+    overlaps = best_overlaps(PROPOSALS, TRUTHS)
+    assert recall_at(overlaps, [0.5, 0.75, 0.76, 0.8, 0.81]) == [2 / 3, 2 / 3, 1 / 3, 1 / 3, 0]
+    assert recall_at(overlaps, [0.0]) == [1]
+    assert recall_at(overlaps, []) == []
+
+
+def test_average_best_overlap_is_a_mean_over_objects() -> None:
+    assert average_best_overlap(best_overlaps(PROPOSALS, TRUTHS)) == pytest.approx((0.75 + 0.8) / 3, abs=1e-15)
+
+
+def test_recall_by_count_looks_at_the_first_boxes_of_each_image() -> None:
+    assert overlaps_by_count(PROPOSALS, TRUTHS, [1, 2, 3, 4, 100]).tolist() == [
+        [0.5, 0.0, 0.0],
+        [0.5, 0.5, 0.0],
+        [0.75, 0.5, 0.0],
+        [0.75, 0.8, 0.0],
+        [0.75, 0.8, 0.0],
+    ]
+    assert recall_by_count(PROPOSALS, TRUTHS, [1, 2, 3, 4, 100]) == [1 / 3, 2 / 3, 2 / 3, 2 / 3, 2 / 3]
+    assert recall_by_count(PROPOSALS, TRUTHS, [4, 3, 2], threshold=0.7) == [2 / 3, 1 / 3, 0]
+
+
+def test_an_image_without_proposals_finds_nothing() -> None:
+    overlaps = best_overlaps([Proposals(boxes())], [boxes((0, 0, 5, 4), (1, 1, 2, 2))])
+    assert overlaps.tolist() == [0, 0]
+    assert recall_at(overlaps, [0.5]) == [0]
+
+
+def test_overlaps_at_a_threshold_are_not_lost_to_rounding() -> None:
+    """7 of 10 columns are an overlap of 0.7, which single precision holds as less."""
+    overlaps = best_overlaps([Proposals(boxes((0, 0, 7, 3)))], [boxes((0, 0, 10, 3))])
+    assert recall_at(overlaps, [0.7]) == [1]
+
+
+def test_the_order_of_objects_and_images_does_not_matter() -> None:
+    turned = best_overlaps(PROPOSALS[::-1], [truth.flip(0) for truth in TRUTHS[::-1]])
+    assert turned.tolist() == best_overlaps(PROPOSALS, TRUTHS).flip(0).tolist()
+
+
+def test_nothing_to_measure_is_refused() -> None:
+    nothing = best_overlaps(PROPOSALS[2:], TRUTHS[2:])
+    assert nothing.shape == (0,)
+    for measure in (lambda: recall_at(nothing, [0.5]), lambda: average_best_overlap(nothing)):
+        with pytest.raises(ValueError, match="expected at least one object to measure recall, got none"):
+            measure()
+    assert best_overlaps([], []).shape == (0,)
+
+
+def test_lists_that_do_not_match_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected the objects of 3 images, got those of 2"):
+        best_overlaps(PROPOSALS, TRUTHS[:2])
+    with pytest.raises(ValueError, match=r"expected counts of at least 1, got \[5, 0\]"):
+        recall_by_count(PROPOSALS, TRUTHS, [5, 0])

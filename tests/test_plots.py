@@ -1,0 +1,69 @@
+"""Check the picture of a training run by its pixels."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from detector.images import read_image
+from detector.plots import plot_losses
+from tests.sources import REPOSITORY
+
+
+def rows(count: int, right: float = 0.5) -> list[dict[str, float]]:
+    return [
+        {
+            "epoch": i / 4,
+            "loss": 3 / (i + 1),
+            "class_loss": 2 / (i + 1),
+            "box_loss": 1 / (i + 1),
+            "positives_right": right,
+        }
+        for i in range(count)
+    ]
+
+
+def colour(picture: torch.Tensor, rgb: tuple[int, int, int], near: int = 12) -> torch.Tensor:
+    """Return where a picture has a colour, (H, W) bool."""
+    return ((picture.int() - torch.tensor(rgb)[:, None, None]).abs() <= near).all(dim=0)
+
+
+@pytest.mark.parametrize("count", [1, 2, 30])
+def test_it_draws_a_picture(tmp_path: Path, count: int) -> None:
+    plot_losses(rows(count), tmp_path / "new" / "loss.png")
+    picture = read_image(tmp_path / "new" / "loss.png")
+    assert picture.shape[1] >= 400
+    assert picture.shape[2] >= 800
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["loss.png"]
+
+
+def test_curves_are_where_their_values_are(tmp_path: Path) -> None:
+    """Follow the curve of the right half: 75 % lies above 25 %, at the same distance from the middle."""
+    heights = []
+    for right in (0.25, 0.75):
+        plot_losses(rows(30, right), tmp_path / "loss.png")
+        half = read_image(tmp_path / "loss.png")
+        half = half[:, :, half.shape[2] // 2 :]
+        line = colour(half, (0x1F, 0x4E, 0x79)).sum(dim=1)
+        heights.append(int(line.argmax()))
+        assert int(line.max()) > half.shape[2] // 2
+    assert heights[1] < heights[0]
+    left = read_image(tmp_path / "loss.png")[:, :, : half.shape[2]]
+    for rgb in ((0x1F, 0x4E, 0x79), (0x4C, 0x9F, 0x70), (0xD1, 0x79, 0x3B)):
+        assert int(colour(left, rgb).sum()) > 100
+
+
+def test_it_leaves_matplotlib_as_it_was(tmp_path: Path) -> None:
+    """Draw in a fresh process without a screen: no window system is chosen, no state of pyplot is made."""
+    code = (
+        "import sys; from detector.plots import plot_losses; from tests.test_plots import Path, rows;"
+        "plot_losses(rows(3), Path(sys.argv[1])); print('matplotlib.pyplot' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "loss.png")]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+    assert (tmp_path / "loss.png").stat().st_size > 1000
