@@ -6,6 +6,7 @@ The defaults are those of the shipped model; a YAML file in configs/ names only 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -81,8 +82,8 @@ class Config:
         for name in _PARTS:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"expected {name} in [0, 1], got {getattr(self, name)}")
-        if self.rank_prior < 0:
-            raise ValueError(f"expected a rank_prior of at least 0, got {self.rank_prior}")
+        if not 0 <= self.rank_prior < math.inf:
+            raise ValueError(f"expected a finite rank_prior of at least 0, got {self.rank_prior}")
         if self.seed < 0:
             raise ValueError(f"expected a seed of at least 0, got {self.seed}")
         if self.regions_per_image < 2:

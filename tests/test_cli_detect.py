@@ -21,8 +21,10 @@ from detector.cli import main
 from detector.config import Config
 from detector.images import read_image
 from detector.sppnet import SPPNet
+from proposals.opencv import has_ximgproc
 from proposals.registry import make_proposer
 from tests.sources import REPOSITORY
+from tests.toy import SETTINGS, TOY
 
 NAMES = ("circle", "square", "triangle")
 STAGES = ["proposals", "conv", "pool", "fc", "select", "total"]
@@ -211,6 +213,25 @@ def test_mistakes_are_told_in_one_line(
     assert len(result.stderr.splitlines()) == 1
     assert result.stdout == ""
     assert Path("detections.json").read_text() == "{}"
+
+
+@pytest.mark.skipif(has_ximgproc(), reason="this OpenCV has ximgproc")
+@pytest.mark.parametrize("name", ["detect", "train", "evaluate"])
+def test_proposals_of_an_opencv_that_is_not_installed_are_told_in_one_line(
+    photos: Path, model: Path, name: str
+) -> None:
+    arguments = {
+        "detect": ["photos", "--out", "out", "--model", model, "--proposals", "opencv-fast"],
+        "train": [TOY, "--out", "out", "--config", SETTINGS, "--set", "proposals=opencv-fast"],
+        "evaluate": ["--data", TOY, "--out", "out", "--model", model, "--proposals", "opencv-fast"],
+    }
+    result = run(name, *arguments[name])
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("sppnet: error: ")]
+    assert line == result.stderr.splitlines()[-1]
+    assert "expected a contrib build of OpenCV" in line
+    assert "Traceback" not in result.stderr
 
 
 def test_verbose_shows_the_traceback(photos: Path) -> None:

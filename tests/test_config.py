@@ -128,6 +128,8 @@ def test_wrong_types_are_refused_by_name(name: str, value: object, file: Path) -
         *[(n, 0) for n in ("shorter", "longest", "channels", "hidden", "max_proposals", "epochs", "images_per_batch")],
         *[(n, 1.01) for n in ("positive_fraction", "positive_iou", "dropout", "average", "nms", "vote", "min_score")],
         *[(n, -0.01) for n in ("positive_fraction", "dropout", "average", "nms", "vote", "min_score")],
+        *[(n, v) for n in ("holdout", "repeat_below", "readable_score") for v in (-0.01, 1.01)],
+        ("a rank_prior", -1),
         ("nms", float("nan")),
         ("regions_per_image", 1),
         ("negative_iou", [0.4, 0.2]),
@@ -137,7 +139,18 @@ def test_wrong_types_are_refused_by_name(name: str, value: object, file: Path) -
 )
 def test_values_out_of_range_are_refused_by_name(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=rf"expected {name} .*, got "):
-        config_from_dict({name: value}, "here")
+        config_from_dict({name.split()[-1]: value}, "here")
+
+
+def test_settings_that_fit_each_other_only_together_may_be_given_in_any_order(file: Path) -> None:
+    pair = ["positive_iou=0.3", "negative_iou=[0.1, 0.3]"]
+    for overrides in (pair, pair[::-1]):
+        config = load_config(None, overrides)
+        assert (config.positive_iou, config.negative_iou) == (0.3, (0.1, 0.3))
+    file.write_text("positive_iou: 0.3\n", encoding="utf-8")
+    assert load_config(file, pair[1:]) == config
+    with pytest.raises(ValueError, match=r"own\.yaml: expected negative_iou as 0 <= low < high <= positive_iou, got "):
+        load_config(file)
 
 
 @pytest.mark.parametrize("text", ["shorter", "", "5"])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from detector.boxes import encode
 from detector.config import Config
-from detector.selection import select, vote
+from detector.selection import select, vote, weigh_by_rank
 
 SIZE = (200, 320)
 PLAIN = Config(nms=0.3, vote=1.0, min_score=0.05, max_detections=1000)
@@ -160,3 +160,13 @@ def test_a_box_without_company_keeps_its_place() -> None:
 def test_no_regions(limit: float) -> None:
     found = select(torch.zeros(0, 4), torch.zeros(0, 4), torch.zeros(0, 3, 4), SIZE, Config(vote=limit))
     assert [tuple(part.shape) for part in found] == [(0, 4), (0,), (0,)]
+
+
+def test_late_proposals_count_less_and_background_is_left_alone() -> None:
+    probabilities = torch.rand(1500, 4)
+    weighed = weigh_by_rank(probabilities, 0.4)
+    for row in (0, 1, 750, 1499):
+        expected = [value / (1 + 0.4 * row / 1000) for value in probabilities[row, :3].tolist()]
+        assert weighed[row].tolist() == pytest.approx([*expected, float(probabilities[row, 3])], rel=1e-6)
+    assert torch.equal(weigh_by_rank(probabilities, 0.0), probabilities)
+    assert weigh_by_rank(torch.zeros(0, 4), 0.4).shape == (0, 4)

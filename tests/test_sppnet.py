@@ -23,17 +23,9 @@ from tests.contracts import check_detector
 NAMES = ("cat", "dog", "boat")
 LAYERS = ("layer3", "layer4")
 CONFIG = Config(
-    trunk="resnet18",
-    layers=LAYERS,
-    shorter=128,
-    longest=256,
-    region_mean=True,
-    channels=8,
-    hidden=32,
-    min_score=0.05,
-    vote=1.0,
-    seed=3,
-)
+    trunk="resnet18", layers=LAYERS, shorter=128, longest=256, region_mean=True, channels=8, hidden=32, min_score=0.05,
+    rank_prior=0.0, vote=1.0, seed=3,
+)  # fmt: skip
 HEIGHT, WIDTH = 100, 170
 
 
@@ -49,7 +41,7 @@ def build(trunk: Trunk, config: Config = CONFIG) -> SPPNet:
     with torch.random.fork_rng():
         torch.manual_seed(12)
         model = SPPNet(config, NAMES, trunk)
-        nn.init.normal_(model.head.classes.weight, std=2.0)
+        nn.init.normal_(model.head.classes.weight, std=0.5)
         nn.init.normal_(model.head.deltas.weight, std=0.5)
     return model
 
@@ -89,13 +81,15 @@ def test_probabilities_are_those_of_every_region_by_itself(
 ) -> None:
     """Pool each window with PyTorch, average the last tap's pixels under it, and classify it alone.
 
-    A cell is a square of pixels around its centre: 16 of them from -8 on, and 32 from -16 on for the last tap.
+    A cell is a square of pixels around its centre: 16 of them from -8 on, and 32 from -16 on for the last tap, whose
+    last cells are 8 pixels too short.
     """
     boxes = some_boxes(25, generator)
     with torch.inference_mode():
         maps = model.feature_maps(image)
         assert (maps[0].stride, maps[0].offset, maps[1].stride, maps[1].offset) == (16, 0, 32, 0)
         picture = maps[1].values.repeat_interleave(32, dim=1).repeat_interleave(32, dim=2)[:, 8:, 8:]
+        picture = nn.functional.pad(picture[None], (0, 8, 0, 8), mode="replicate")[0]
         probabilities, deltas = model.score(maps, boxes)
         for r, (x1, y1, x2, y2) in enumerate(project(boxes, maps[0], CONFIG.projection).tolist()):
             crop = maps[0].values[:, y1:y2, x1:x2]
@@ -135,6 +129,22 @@ def test_detections_are_the_best_of_what_the_boxes_score(
     assert torch.equal(found.labels, labels[kept][: CONFIG.max_detections])
     torch.testing.assert_close(found.boxes, refined[kept][: CONFIG.max_detections])
     assert found.image is image
+
+
+def test_the_order_of_proposals_counts_as_much_as_asked(
+    trunk: Trunk, image: Tensor, generator: torch.Generator
+) -> None:
+    """Keep every class of every box: scores of box r must be those without the prior, over 1 + 500 r / 1000."""
+    config = dataclasses.replace(CONFIG, nms=1.0, min_score=0.0, max_detections=1000)
+    plain, weighed = build(trunk, config), build(trunk, dataclasses.replace(config, rank_prior=500.0))
+    proposals = Proposals(distinct_boxes(plain, image, generator))
+    with torch.inference_mode():
+        probabilities, _ = plain.score(plain.feature_maps(image), proposals.boxes)
+    ranks = torch.arange(len(proposals))[:, None]
+    expected = (probabilities[:, :-1] / (1 + ranks / 2)).flatten().sort(descending=True).values
+    found = weighed.predict(image, proposals).scores
+    assert len(found) > 100
+    torch.testing.assert_close(found, expected[: len(found)], rtol=1e-5, atol=1e-7)
 
 
 def test_boxes_on_the_same_cells_are_classified_once(model: SPPNet, image: Tensor, generator: torch.Generator) -> None:
