@@ -72,7 +72,7 @@ class Config:
     vote: float = 0.5
     min_score: float = 0.01
     max_detections: int = 100
-    readable_score: float = 0.55
+    readable_score: float = 0.6
     seed: int = 0
 
     def __post_init__(self) -> None:
