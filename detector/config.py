@@ -83,7 +83,7 @@ class Config:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"expected {name} in [0, 1], got {getattr(self, name)}")
         if not 0 <= self.rank_prior < math.inf:
-            raise ValueError(f"expected a finite rank_prior of at least 0, got {self.rank_prior}")
+            raise ValueError(f"expected a rank_prior of at least 0 and finite, got {self.rank_prior}")
         if self.seed < 0:
             raise ValueError(f"expected a seed of at least 0, got {self.seed}")
         if self.regions_per_image < 2:

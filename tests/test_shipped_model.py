@@ -1,4 +1,4 @@
-"""Check the model that comes with the package: its file, what it finds in known photos, and its score on test photos."""
+"""Check the shipped model: its file, what it finds in known photos, and its score on test photos."""
 
 from __future__ import annotations
 

@@ -112,19 +112,24 @@ def _run(job: _Job, files: list[str], problems: list[str], out: Path, names: Pic
     from detector.drawing import save_image
     from detector.files import write_json
 
+    from .interrupts import held_back
+
     for problem in problems:
         click.echo(f"sppnet: {problem}", err=True)
     entries = []
-    for path in tqdm(files, unit="image", dynamic_ncols=True, disable=None if len(files) > 1 else True):
-        try:
-            image, entry, found = job.process(path)
-        except ValueError as error:
-            _log.debug("left out %s", path, exc_info=True)
-            tqdm.write(f"sppnet: {' '.join(str(error).split())}", file=sys.stderr)
-            continue
-        entries.append(entry)
-        if names is not None:
-            save_image(_picture(image, found), names.choose(path, (entry["height"], entry["width"])))
+    with held_back() as check:
+        for path in tqdm(files, unit="image", dynamic_ncols=True, disable=None if len(files) > 1 else True):
+            check()
+            try:
+                image, entry, found = job.process(path)
+            except ValueError as error:
+                _log.debug("left out %s", path, exc_info=True)
+                tqdm.write(f"sppnet: {' '.join(str(error).split())}", file=sys.stderr)
+                continue
+            entries.append(entry)
+            if names is not None:
+                save_image(_picture(image, found), names.choose(path, (entry["height"], entry["width"])))
+        check()
     write_json(out / "detections.json", entries)
     count = sum(len(entry["detections"]) for entry in entries)
     pictures = "" if names is None else f", pictures in {out}"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .folders import check_images, check_writable
+from .interrupts import held_back
 from .progress import prepare_proposer, progress_bar
 
 if TYPE_CHECKING:
@@ -106,8 +107,9 @@ def _detect(
     journal = Journal(out / _UNFINISHED, settings_key(work)) if out else None
     done = sum(str(sample.path) in journal.items for sample in samples) if journal else 0
     found = []
-    with progress_bar(len(samples), "detecting", "image", done) as bar:
+    with progress_bar(len(samples), "detecting", "image", done) as bar, held_back() as check:
         for sample in samples:
+            check()
             row = journal.items.get(str(sample.path)) if journal else None
             if row is None:
                 row = _freeze(_detect_in(net, sample, store or proposer))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .folders import check_images, check_writable
+from .interrupts import held_back
 from .progress import prepare_proposer, progress_bar
 
 if TYPE_CHECKING:
@@ -186,12 +187,13 @@ class _Job:
         from detector.training import train as train_run
 
         batches = Batches(samples, caches, self.settings, len(self.dataset.class_names))
-        with progress_bar(batches.steps, "training", "step", step) as bar:
+        with progress_bar(batches.steps, "training", "step", step) as bar, held_back() as check:
 
             def report(metrics: Metrics, _: float) -> None:
                 text = f"loss {metrics.loss:.3f}, positives right {metrics.positives_right:.0%}"
                 bar.set_postfix_str(text, refresh=False)
                 bar.update(metrics.step - bar.n)
+                check()
 
             train_run(run, batches, report, save_every)
 
