@@ -22,7 +22,7 @@ from tests.contracts import check_detector
 from tests.sources import REPOSITORY
 
 NAME = "voc-lite0"
-FLOOR = 0.50  # @FLOOR@
+FLOOR = 0.68  # it was 0.714 when the model was shipped
 PHOTOS = Path(skimage.__file__).parent / "data"
 
 
