@@ -37,13 +37,14 @@ class Annotation:
     """Hold what a file says of one image.
 
     file: the image's file name, empty if the annotation does not decide it. size: (height, width), None if it is not
-    given. dropped: how many boxes without area were left out.
+    given. dropped: how many boxes without area were left out. source_id: the image's id in a COCO file, None in VOC.
     """
 
     file: str
     size: Size | None
     objects: tuple[AnnotatedObject, ...]
     dropped: int = 0
+    source_id: int | str | None = None
 
 
 def read_voc(path: str | os.PathLike[str]) -> Annotation:
@@ -115,6 +116,11 @@ def read_coco(path: str | os.PathLike[str]) -> list[Annotation]:
 
     Raises FileNotFoundError if there is no such file and ValueError if it is not in COCO's format; one sentence each.
     """
+    return read_coco_and_categories(path)[0]
+
+
+def read_coco_and_categories(path: str | os.PathLike[str]) -> tuple[list[Annotation], dict[int | str, str]]:
+    """Read a COCO instances file as `read_coco` does; return also {category id: name} of all that it lists."""
     tables = _json_tables(Path(path))
     try:
         names = {row["id"]: " ".join(str(row["name"]).split()) for row in tables["categories"]}
@@ -130,7 +136,7 @@ def read_coco(path: str | os.PathLike[str]) -> list[Annotation]:
         logger.warning("%s: left out %d boxes without area", path, dropped)
     if rows:
         logger.warning("%s: left out the annotations of %d images that are not listed", path, len(rows))
-    return annotations
+    return annotations, names
 
 
 def _json_tables(path: Path) -> dict[str, Any]:
@@ -167,7 +173,7 @@ def _coco_image(
         objects.append(AnnotatedObject(names[row["category_id"]], (x, y, x + width, y + height), crowd, area))
     sides = [int(side) for side in (image.get("height"), image.get("width")) if _is_finite(side) and side >= 1]
     size = (sides[0], sides[1]) if len(sides) == 2 else None
-    return Annotation(str(image["file_name"]), size, tuple(objects), dropped)
+    return Annotation(str(image["file_name"]), size, tuple(objects), dropped, image["id"])
 
 
 def _is_finite(value: Any) -> TypeGuard[float]:

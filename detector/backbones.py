@@ -157,7 +157,7 @@ def _build_torchvision(name: str, pretrained: bool) -> Trunk:
     if name not in torchvision.models.list_models(module=torchvision.models):
         known = ", ".join([*_LITE, *_TORCHVISION_TAPS])
         raise ValueError(f"expected a trunk among {known} or another torchvision classifier, got {name!r}")
-    model = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None).eval()
+    model = _pretrained(name).eval() if pretrained else torchvision.models.get_model(name, weights=None).eval()
     fold_batch_norm(model)
     taps = _TORCHVISION_TAPS.get(name)
     if taps is None:
@@ -166,6 +166,19 @@ def _build_torchvision(name: str, pretrained: bool) -> Trunk:
         taps = (Tap(stages[-1][0], geometry.stride, geometry.offset, channels),)
     mean, std = (255 * torch.tensor(v) for v in (_IMAGENET_MEAN, _IMAGENET_STD))
     return Trunk(name, model, taps, (mean, std))
+
+
+def _pretrained(name: str) -> nn.Module:
+    """Build a torchvision model with its published weights; raises ValueError if they cannot be had."""
+    import torchvision
+
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    try:
+        model: nn.Module = torchvision.models.get_model(name, weights=weights)
+    except OSError as error:
+        file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
+        raise ValueError(f"expected the weights of {name} from {weights.url} or in {file}, got {error}") from error
+    return model
 
 
 def _stages(model: nn.Module) -> list[tuple[str, nn.Module]]:

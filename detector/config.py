@@ -24,7 +24,8 @@ _PARTS = (
 class Config:
     """Name every setting; a checkpoint carries its own copy.
 
-    trunk, layers: the convolutional layers and which of their outputs are used (`detector.backbones`).
+    trunk, layers: the convolutional layers and which of their outputs are used, finest first; no layers named, as for
+    every trunk but EfficientNet-Lite, means the trunk's usual ones (`detector.backbones`).
     shorter, longest: pixels of the resized image's shorter side, and the most its longer side may have.
     projection: how a box becomes whole cells: `nearest` (paper, appendix A) or `inside`.
     region_mean: give fc6 the mean of the last layer's map over the region, beside the pyramid.
@@ -141,6 +142,8 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
         except yaml.YAMLError as error:
             raise ValueError(f"--set {text}: expected a YAML value after `=`") from error
         _check_types({key.strip(): values[key.strip()]}, f"--set {text}")
+    if not str(values.get("trunk", "efficientnet_lite0")).startswith("efficientnet_lite"):
+        values.setdefault("layers", [])  # the default names layers of EfficientNet-Lite
     sources = [str(path)] if path else []
     return config_from_dict(values, ", ".join([*sources, *(f"--set {text}" for text in overrides)]) or "settings")
 
@@ -149,7 +152,8 @@ def _convert(key: str, value: Any, wanted: Any, source: str) -> Any:
     """Convert a YAML value to a field's type."""
     items = getattr(wanted, "__args__", None)
     if items is not None:
-        if not isinstance(value, list | tuple) or not value or (items[-1] is not Ellipsis and len(value) != len(items)):
+        empty = key != "layers" and not value
+        if not isinstance(value, list | tuple) or empty or (items[-1] is not Ellipsis and len(value) != len(items)):
             raise ValueError(f"{source}: expected a list for {key}, got {value!r}")
         return tuple(_convert(key, item, items[0], source) for item in value)
     if wanted is float and isinstance(value, str):

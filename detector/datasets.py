@@ -11,13 +11,13 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from PIL import ExifTags, Image
 
-from .annotations import Annotation, read_coco, read_voc
+from .annotations import Annotation, read_coco_and_categories, read_voc
 from .classes import match_classes, spellings
 from .structures import GroundTruth, Size
 
@@ -30,12 +30,14 @@ class Sample:
     """Hold one annotated image.
 
     image_id: folder and file name, e.g. `VOC2007_000012`; unique in its data set and safe as a file name. Where several
-    images would share it, each has some digits of a hash of its path behind it.
+    images would share it, each has some digits of a hash of its path behind it. source_id: the image's id in its COCO
+    file, None in VOC.
     """
 
     image_id: str
     path: Path
     truth: GroundTruth
+    source_id: int | str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,12 +45,15 @@ class Dataset:
     """Hold annotated images and the names of their K classes; `sample.truth.labels` are in [0, K).
 
     dropped: how many boxes without area were left out. ignored: how many objects of other classes were left out.
+    category_ids: per class the id of its category if all is from one COCO file that lists exactly one category for each
+    class and gives every image an id of its own; else None.
     """
 
     samples: tuple[Sample, ...]
     class_names: tuple[str, ...]
     dropped: int = 0
     ignored: int = 0
+    category_ids: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -66,7 +71,7 @@ class Dataset:
 
     def subset(self, indices: Iterable[int]) -> Dataset:
         """Return the samples with these indices, in this order, with the same classes."""
-        return Dataset(tuple(self.samples[i] for i in indices), self.class_names, self.dropped, self.ignored)
+        return replace(self, samples=tuple(self.samples[i] for i in indices))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +97,8 @@ def open_datasets(specs: Sequence[str], class_names: Sequence[str] | None = None
     Raises FileNotFoundError or ValueError, one sentence that names the file, if a split, annotation or image is
     missing or damaged, if an image occurs in two of the data sets, or if no object of any class is found.
     """
-    records = [record for spec in specs for record in _read(spec)]
+    parts = [_read(spec) for spec in specs]
+    records = [record for part, _ in parts for record in part]
     seen: set[Path] = set()
     for record in records:
         if record.path in seen:
@@ -105,7 +111,8 @@ def open_datasets(specs: Sequence[str], class_names: Sequence[str] | None = None
         wanted = f"objects of the classes {', '.join(names)}" if found and names else "at least one annotated object"
         got = f"only {', '.join(sorted(found))}" if found and names else "none"
         raise ValueError(f"{' '.join(specs) or 'no data set'}: expected {wanted}, got {got}")
-    return _dataset(records, names, labels)
+    dataset = _dataset(records, names, labels)
+    return replace(dataset, category_ids=_category_ids(records, parts[0][1], names)) if len(parts) == 1 else dataset
 
 
 def _dataset(records: list[_Record], names: tuple[str, ...], labels: dict[str, int]) -> Dataset:
@@ -117,10 +124,29 @@ def _dataset(records: list[_Record], names: tuple[str, ...], labels: dict[str, i
         truth, clipped_away = _truth(record, labels)
         shared = holders[record.image_id.casefold()] > 1
         image_id = f"{record.image_id}-{_digits(record.path)}" if shared else record.image_id
-        samples.append(Sample(image_id, record.path, truth))
+        samples.append(Sample(image_id, record.path, truth, record.annotation.source_id))
         dropped += record.annotation.dropped + clipped_away
         ignored += sum(item.name not in labels for item in record.annotation.objects)
     return Dataset(tuple(samples), names, dropped, ignored)
+
+
+def _category_ids(
+    records: list[_Record], categories: dict[int | str, str], names: tuple[str, ...]
+) -> tuple[int, ...] | None:
+    """Return the id of every class in one file, or None if the file's ids cannot stand for its images and classes."""
+    images = [record.annotation.source_id for record in records]
+    if len(set(images)) < len(images) or not all(isinstance(image, int | str) for image in images):
+        return None
+    labels = match_classes(categories.values(), names)
+    ids: dict[int, int] = {}
+    for category, name in categories.items():
+        label = labels.get(name)
+        if label is None:
+            continue
+        if label in ids or not isinstance(category, int):  # two categories mean one class: neither id is right
+            return None
+        ids[label] = category
+    return tuple(ids[label] for label in range(len(names))) if len(ids) == len(names) else None
 
 
 def _truth(record: _Record, labels: dict[str, int]) -> tuple[GroundTruth, int]:
@@ -149,14 +175,14 @@ def _header_size(path: Path) -> Size:
         raise ValueError(f"{path}: expected an image, got a file that is none or is damaged") from error
 
 
-def _read(spec: str) -> list[_Record]:
-    """Read one data set by its name."""
+def _read(spec: str) -> tuple[list[_Record], dict[int | str, str]]:
+    """Read one data set by its name; return also {category id: name}, which is empty for VOC."""
     kind, _, rest = spec.partition(":")
     left, _, right = rest.rpartition(":")
     if kind not in ("voc", "coco") or not left or not right:
         raise ValueError(f"{spec}: expected voc:ROOT:SPLIT or coco:JSON:IMAGES")
     if kind == "voc":
-        return _read_voc(Path(left), right)
+        return _read_voc(Path(left), right), {}
     # A path may itself contain colons (C:\...): cut where the left side is a file, else after the first ".json".
     cuts = [match.start() for match in re.finditer(":", rest)]
     files = [cut for cut in cuts if Path(rest[:cut]).is_file()]
@@ -204,8 +230,8 @@ def _split_ids(root: Path, split: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _read_coco(path: Path, folder: Path) -> list[_Record]:
-    annotations = read_coco(path)
+def _read_coco(path: Path, folder: Path) -> tuple[list[_Record], dict[int | str, str]]:
+    annotations, categories = read_coco_and_categories(path)
     if not annotations:
         raise ValueError(f"{path}: expected at least one image, got none")
     if not folder.is_dir():
@@ -219,7 +245,7 @@ def _read_coco(path: Path, folder: Path) -> list[_Record]:
             raise FileNotFoundError(f"{image}: expected an image that {path} lists, got no such file")
         name = _safe(str(Path(annotation.file).with_suffix("")))
         records.append(_Record(f"{prefix}_{name}", image, annotation))
-    return records
+    return records, categories
 
 
 def _digits(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import socket
 from pathlib import Path
 
 import pytest
@@ -152,3 +153,14 @@ def test_published_torchvision_weights_are_taken_from_the_cache_of_torch(
     with torch.inference_mode():
         expected = model.features(trunk.normalise(image))
         torch.testing.assert_close(trunk(image)[-1], expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+
+
+def test_weights_that_cannot_be_downloaded_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send the download to a port of this machine where nobody listens."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{unused.getsockname()[1]}")
+        with pytest.raises(ValueError, match=r"expected the weights of resnet18 from https://\S+ or in \S+\.pth, got "):
+            build_trunk("resnet18")
+    assert not list(tmp_path.rglob("*.pth"))

@@ -20,6 +20,7 @@ from detector.cli import main
 from detector.datasets import Dataset, open_datasets
 from detector.evaluation import evaluate as measure
 from detector.images import read_image
+from detector.sppnet import SPPNet
 from proposals.registry import make_proposer
 from tests.toy import CLASSES, SMALL, command, draw, finish, small_model, stop
 
@@ -116,6 +117,46 @@ def test_several_sets_and_metrics(toy: Path, model: Path, tmp_path: Path) -> Non
     assert "4 images, " in result.stderr
 
 
+def test_results_of_one_coco_file_have_its_ids(tmp_path: Path) -> None:
+    """Load detections.json with pycocotools on the original file; its first number is that of metrics.json."""
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        save_detector(SPPNet(SMALL, ("Square", "tvmonitor")), tmp_path / "m.safetensors")
+    photos = {139: "000000.jpg", 7: "000001.jpg"}
+    folder = draw(tmp_path / "toy", 4) / "JPEGImages"
+    net, proposer = load_detector(tmp_path / "m.safetensors"), make_proposer("fast")
+    objects = []
+    for number, name in photos.items():  # objects where the detector finds some, so that the precision is not 0
+        image = read_image(folder / name)
+        found = net.predict(image, proposer(image))
+        for label, category in enumerate((90, 3)):
+            x1, y1, x2, y2 = found.boxes[found.labels == label][1].tolist()
+            box = [int(x1), int(y1), int(0.9 * (x2 - x1)), int(y2 - y1)]  # float32 holds whole numbers exactly
+            objects.append({"image_id": number, "category_id": category, "bbox": box, "area": box[2] * box[3]})
+    tables = {
+        "info": {},
+        "images": [{"id": number, "file_name": name} for number, name in photos.items()],
+        "categories": [{"id": 3, "name": "TV"}, {"id": 44, "name": "bottle"}, {"id": 90, "name": "square"}],
+        "annotations": [{**row, "id": number, "iscrowd": 0} for number, row in enumerate(objects, start=1)],
+    }
+    file = tmp_path / "instances.json"
+    file.write_text(json.dumps(tables))
+    data, out = f"coco:{file}:{folder}", tmp_path / "out"
+    result = evaluate("--model", tmp_path / "m.safetensors", "--data", data, "--metric", "coco", "--out", out)
+    assert result.exit_code == 0, result.stderr
+    rows = read(out / "detections.json")
+    assert {row["image_id"] for row in rows} == {139, 7}
+    assert {row["category_id"] for row in rows} == {3, 90}
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(file))
+        judge = COCOeval(truth, truth.loadRes(str(out / "detections.json")), "bbox")
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
+    assert 0 < judge.stats[0] < 1
+    assert read(out / "metrics.json")["coco"]["map"] == pytest.approx(judge.stats[0], abs=1e-9)
+
+
 def test_without_out_it_prints_only(toy: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     options = ["--model", model, "--data", f"voc:{toy / 'a' / 'toy'}:test", "--proposals", "fast", "--no-interval"]
@@ -128,8 +169,6 @@ def test_without_out_it_prints_only(toy: Path, model: Path, tmp_path: Path, monk
 
 def test_classes_go_by_name(toy: Path, tmp_path: Path) -> None:
     """Take a model of other classes, in another order: what it does not have is ignored."""
-    from detector.sppnet import SPPNet
-
     with torch.random.fork_rng():
         torch.manual_seed(5)
         save_detector(SPPNet(SMALL, ("zebra", "Square")), tmp_path / "m.safetensors")

@@ -184,3 +184,11 @@ def test_the_recipes_that_come_with_the_source_can_be_read() -> None:
         written = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         read = load_config(path).to_dict()
         assert {key: read[key] for key in written} == written
+
+
+def test_another_trunk_has_its_usual_layers_unless_some_are_named() -> None:
+    assert load_config(None, ["trunk=resnet18"]).layers == ()
+    assert load_config(None, ["trunk=resnet18", "layers=[layer3]"]).layers == ("layer3",)
+    assert load_config(None, ["trunk=efficientnet_lite1"]).layers == Config().layers
+    config = load_config(None, ["trunk=resnet18"])
+    assert config_from_dict(config.to_dict(), "a checkpoint") == config

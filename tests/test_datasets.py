@@ -264,6 +264,30 @@ def test_ids_stay_unique_and_no_image_is_joined_twice(tmp_path: Path) -> None:
         open_datasets([specs[0], specs[0]])
 
 
+def test_the_ids_of_one_coco_file_are_kept(tmp_path: Path) -> None:
+    """Give ids only where one file has them for all classes; take an alias and a class without objects."""
+    rows = [row(7, 90, [1, 1, 8, 8]), row(139, 3, [2, 2, 9, 9])]
+    images = [{"id": 139, "file_name": "a.jpg", "width": 60, "height": 40}, {"id": 7, "file_name": "b.png"}]
+    categories = [{"id": 90, "name": "Couch"}, {"id": 3, "name": "zebra"}, {"id": 8, "name": "cat"}]
+    coco = coco_tree(tmp_path / "c", rows, images=images, categories=categories)
+    dataset = open_dataset(coco)
+    assert dataset.class_names == ("sofa", "zebra")
+    assert dataset.category_ids == (90, 3)
+    assert [(s.image_id, s.source_id) for s in dataset] == [("images_b", 7), ("images_a", 139)]
+    chosen = open_dataset(coco, ["zebra", "cat", "sofa"])
+    assert chosen.category_ids == (3, 8, 90)
+    part = chosen.subset([1])
+    assert (part.category_ids, part[0].source_id) == ((3, 8, 90), 139)
+    assert open_dataset(coco, ["zebra", "dog"]).category_ids is None
+    voc = voc_tree(tmp_path / "v", {"a": xml(thing("zebra", 1, 1, 9, 9))})
+    other = coco_tree(tmp_path / "d", rows, images=images, categories=categories)
+    for specs in ([voc], [coco, voc], [voc, coco], [coco, other]):
+        assert open_datasets(specs).category_ids is None
+    same_class = coco_tree(tmp_path / "e", rows, images=images, categories=[*categories, {"id": 9, "name": "sofa"}])
+    same_image = coco_tree(tmp_path / "f", rows, images=[{**i, "id": 7} for i in images], categories=categories)
+    assert [open_dataset(spec, ["sofa"]).category_ids for spec in (same_class, same_image)] == [None, None]
+
+
 def test_no_objects_is_an_error(tmp_path: Path) -> None:
     spec = voc_tree(tmp_path / "v", {"a": xml()})
     for names in (None, ["cat"], []):

@@ -6,7 +6,7 @@ import logging
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from .inputs import GivenBoxes, PictureNames
 
 _STAGES = ("proposals", "conv", "pool", "fc", "select", "total")
-_COMPILING = "compiling kernels, once: about 20 seconds"
 _log = logging.getLogger(__name__)
 
 
@@ -69,6 +68,7 @@ def detect(
     """
     from .inputs import PictureNames, find_images, read_boxes
     from .options import check_device, use_threads
+    from .progress import announce_compiling, prepare_proposer
 
     files, problems = find_images(paths)
     if not files:
@@ -77,9 +77,11 @@ def detect(
         raise click.UsageError(f"expected --boxes to be another file than the result, got {boxes} for both", ctx)
     given = read_boxes(boxes) if boxes else None
     out.mkdir(parents=True, exist_ok=True)
-    use_threads(threads)
+    cores = use_threads(threads)
     net = _load(model, check_device(device), score, max_proposals)
-    proposer = None if given else _proposer(proposals or net.config.proposals, threads)
+    proposer = None if given else prepare_proposer(proposals or net.config.proposals, cores)
+    if given:
+        announce_compiling()
     job = _Job(net, proposer, given, net.readable_score if score is None else score)
     job.warm_up()
     failed = _run(job, files, problems, out, None if json_only else PictureNames(out, files))
@@ -94,15 +96,6 @@ def _load(model: str, device: str, score: float | None, max_proposals: int | Non
     least = net.config.min_score if score is None else min(score, net.config.min_score)
     net.config = replace(net.config, min_score=least, max_proposals=max_proposals or net.config.max_proposals)
     return net
-
-
-def _proposer(name: str, threads: int | None) -> Proposer:
-    from proposals.registry import make_proposer
-
-    proposer: Any = make_proposer(name)
-    if threads is not None and hasattr(proposer, "threads"):
-        proposer.threads = min(threads, proposer.threads)
-    return cast("Proposer", proposer)
 
 
 def _run(job: _Job, files: list[str], problems: list[str], out: Path, names: PictureNames | None) -> bool:
@@ -190,21 +183,10 @@ class _Job:
             return self.net.predict(image, proposals, seconds).above(self.score)
 
     def warm_up(self) -> None:
-        """Process a tiny image, so that no photo's seconds include compilation; say so if that will take long."""
+        """Process a tiny image, so that no photo's seconds include compilation."""
         import torch
 
         from detector.structures import Seconds
 
-        if not self._is_compiled():
-            click.echo(_COMPILING, err=True)
         image = (torch.arange(3 * 96 * 128) * 7919 % 256).to(torch.uint8).reshape(3, 96, 128)
         self._find(image, [[8.0, 8.0, 120.0, 88.0]], Seconds())
-
-    def _is_compiled(self) -> bool:
-        """Tell whether the kernels that this job needs are compiled, in this process or on disk."""
-        from detector import pooling
-
-        modules: list[Any] = [pooling]
-        if self.proposer is not None:
-            modules.append(sys.modules[type(self.proposer).__module__])
-        return all(module.is_compiled() for module in modules if hasattr(module, "is_compiled"))

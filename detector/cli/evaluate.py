@@ -56,9 +56,10 @@ def evaluate(
     0.50 to 0.95 by pycocotools. The interval is where 95 % of the means lie if photos are drawn again at random.
 
     --out gets metrics.json, {METRIC: {"map": number, "per_class": {class: number}}}, and detections.json, a list in
-    COCO's results format: image_id is the folder and file name of the photo, category_id counts the model's
-    classes from 1. Earlier results there are replaced when all is measured. An evaluation with --out that was stopped
-    is continued by the same command.
+    COCO's results format. If DATA is one COCO file that lists every class of the model, image_id and category_id are
+    that file's own, so pycocotools can load them with it. Else image_id is the folder and file name of the photo, and
+    category_id counts the model's classes from 1. Earlier results there are replaced when all is measured. An
+    evaluation with --out that was stopped is continued by the same command.
 
     \b
     sppnet evaluate --data voc:VOC2007:test
@@ -88,7 +89,7 @@ def evaluate(
         raise
     report = _measure(detections, dataset, metrics, interval)
     if out is not None:
-        _write(report, detections, dataset.samples, out)
+        _write(report, detections, dataset, out)
 
 
 def _detect(
@@ -163,11 +164,14 @@ def _measure(detections: list[Detections], dataset: Dataset, metrics: list[str],
     return report
 
 
-def _write(report: dict[str, Any], detections: list[Detections], samples: Sequence[Sample], out: Path) -> None:
-    """Write metrics.json and detections.json; the work is done then."""
+def _write(report: dict[str, Any], detections: list[Detections], dataset: Dataset, out: Path) -> None:
+    """Write metrics.json and detections.json, with the ids of the data set's COCO file if it has them."""
     from detector.files import write_json, write_text
 
-    rows = [row for sample, found in zip(samples, detections, strict=True) for row in found.to_coco(sample.image_id)]
+    rows = []
+    for sample, found in zip(dataset, detections, strict=True):
+        own = None if dataset.category_ids is None else sample.source_id
+        rows += found.to_coco(sample.image_id if own is None else own, dataset.category_ids)
     write_text(out / "detections.json", json.dumps(rows) + "\n")
     write_json(out / "metrics.json", report)
     (out / _UNFINISHED).unlink(missing_ok=True)

@@ -26,13 +26,19 @@ def progress_bar(total: int, title: str, unit: str, done: int = 0) -> Any:
 
 def prepare_proposer(name: str, threads: int) -> Proposer:
     """Make a proposer that uses at most so many threads; say so if its kernels, or the pyramid's, must be compiled."""
-    from detector import pooling
     from proposals.registry import make_proposer
 
     proposer: Any = make_proposer(name)
     if hasattr(proposer, "threads"):
         proposer.threads = min(threads, proposer.threads)
-    modules: list[Any] = [pooling, sys.modules[type(proposer).__module__]]
+    announce_compiling(proposer)
+    return cast("Proposer", proposer)
+
+
+def announce_compiling(proposer: Proposer | None = None) -> None:
+    """Say so if the pyramid's kernels, or those of a proposer, have yet to be compiled on this machine."""
+    from detector import pooling
+
+    modules: list[Any] = [pooling] if proposer is None else [pooling, sys.modules[type(proposer).__module__]]
     if not all(module.is_compiled() for module in modules if hasattr(module, "is_compiled")):
         click.echo(_COMPILING, err=True)
-    return cast("Proposer", proposer)
