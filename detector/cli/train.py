@@ -76,7 +76,7 @@ def train(
     cache = check_writable(cache or out / "cache", "--cache")
     workers = use_threads(threads)
     dataset = _open(data, classes)
-    proposer = prepare_proposer(settings.proposals, 1 if workers > 1 else 2)
+    proposer = prepare_proposer(settings.proposals, 1)  # images run side by side instead
     job = _Job(dataset, settings, proposer, cache, workers)
     try:
         path = job.run(out, list(data), device, save_every)
