@@ -27,7 +27,7 @@ class ProposalCache(Protocol):
 
     def load(self, image_id: str) -> Proposals | None: ...
 
-    def get(self, image_id: str, image: Tensor) -> Proposals: ...
+    def get(self, image_id: str, image: Tensor, path: Path | None = None) -> Proposals: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,7 +44,7 @@ class Caches:
     def fill(self, sample: Sample) -> None:
         """Compute and keep what is missing. Raises ImageError for a file that is not a whole image."""
         image = read_image(sample.path)
-        self.proposals.get(sample.image_id, image)
+        self.proposals.get(sample.image_id, image, sample.path)
         if not self.features.path(sample.image_id).exists():
             self.features.compute(sample.image_id, image)
 
@@ -56,7 +56,7 @@ class Caches:
             if maps is None:
                 computed = self.features.compute(sample.image_id, image)
                 maps = self.features.load(sample.image_id) or computed  # as the others are: rounded to float16
-            proposals = proposals or self.proposals.get(sample.image_id, image)
+            proposals = proposals or self.proposals.get(sample.image_id, image, sample.path)
         return maps, proposals.boxes
 
 

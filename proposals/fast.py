@@ -57,7 +57,7 @@ class SelectiveSearch:
         """Return what shapes the boxes; VERSION changes with the algorithm."""
         return {"proposer": self.name, "version": VERSION, "max_boxes": self.max_boxes}
 
-    def __call__(self, image: Tensor) -> Proposals:
+    def __call__(self, image: Tensor, path: Path | None = None) -> Proposals:
         """Propose regions of a (3, H, W) uint8 RGB image, likely objects first, in whole pixels."""
         check_image(image)
         height, width = int(image.shape[1]), int(image.shape[2])

@@ -7,6 +7,7 @@ is drawn at random, so they are put in an order of our own before they are cut.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -70,7 +71,7 @@ class OpenCVSelectiveSearch:
             "max_boxes": self.max_boxes,
         }
 
-    def __call__(self, image: Tensor) -> Proposals:
+    def __call__(self, image: Tensor, path: Path | None = None) -> Proposals:
         """Propose regions of a (3, H, W) uint8 RGB image, in whole pixels; equal areas in the order of coordinates."""
         check_image(image)
         height, width = int(image.shape[1]), int(image.shape[2])

@@ -11,6 +11,7 @@ import importlib.metadata
 import threading
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,7 @@ class PackageSelectiveSearch:
         package = importlib.metadata.version("selectivesearch")
         return {"proposer": self.name, "version": VERSION, "package": package, "max_boxes": self.max_boxes}
 
-    def __call__(self, image: Tensor) -> Proposals:
+    def __call__(self, image: Tensor, path: Path | None = None) -> Proposals:
         """Propose regions of a (3, H, W) uint8 RGB image, in whole pixels; equal sizes in the order of coordinates."""
         check_image(image)
         height, width = int(image.shape[1]), int(image.shape[2])

@@ -83,11 +83,11 @@ class ProposalStore:
         """Return the stored proposals of an image; None if there are none or their file is damaged."""
         return load_proposals(self.path(image_id))
 
-    def get(self, image_id: str, image: Tensor) -> Proposals:
-        """Return the proposals of an image; compute and store them if need be."""
+    def get(self, image_id: str, image: Tensor, path: Path | None = None) -> Proposals:
+        """Return the proposals of an image, whose file is `path`; compute and store them if need be."""
         proposals = self.load(image_id)
         if proposals is None:
-            proposals = self.proposer(image)
+            proposals = self.proposer(image, path)
             settings = self.folder / "settings.json"
             if not settings.is_file():
                 _write(settings, json.dumps(dict(self.proposer.settings), indent=1, sort_keys=True).encode())

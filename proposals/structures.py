@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -52,8 +53,11 @@ class Proposer(Protocol):
     @property
     def settings(self) -> Mapping[str, Any]: ...
 
-    def __call__(self, image: Tensor) -> Proposals:
-        """Map a (3, H, W) uint8 RGB image to its proposals; at least one for every image of at least one pixel."""
+    def __call__(self, image: Tensor, path: Path | None = None) -> Proposals:
+        """Map a (3, H, W) uint8 RGB image to its proposals; at least one for every image of at least one pixel.
+
+        path: the file of the image, by which proposers that read boxes from elsewhere find those of this image.
+        """
         ...
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ class SlidingWindows:
         """Return what shapes the boxes; VERSION changes with the algorithm."""
         return {"proposer": self.name, "version": VERSION, "max_boxes": self.max_boxes}
 
-    def __call__(self, image: Tensor) -> Proposals:
+    def __call__(self, image: Tensor, path: Path | None = None) -> Proposals:
         """Propose windows of a (3, H, W) uint8 image, in whole pixels; they depend on its size only."""
         check_image(image)
         size = int(image.shape[1]), int(image.shape[2])

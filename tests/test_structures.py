@@ -146,7 +146,7 @@ def test_a_proposer_is_recognised_by_what_it_has() -> None:
         name = "whole"
         settings: dict[str, Any] = {}  # noqa: RUF012
 
-        def __call__(self, image: Tensor) -> Proposals:
+        def __call__(self, image: Tensor, path: Path | None = None) -> Proposals:
             return Proposals(torch.tensor([[0.0, 0.0, image.shape[2], image.shape[1]]]))
 
     assert isinstance(Whole(), Proposer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from dataclasses import dataclass, replace
@@ -160,7 +161,7 @@ class _Job:
         boxes = None if self.given is None else self.given.of(path)
         seconds = Seconds()
         try:
-            found = self._find(image, boxes, seconds)
+            found = self._find(image, path, boxes, seconds)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         times = {stage: round(seconds.stages.get(stage, 0.0), 6) for stage in _STAGES}
@@ -169,7 +170,9 @@ class _Job:
         entry = {"image": path, "height": height, "width": width, "detections": rows, "seconds": times}
         return image, entry, found
 
-    def _find(self, image: Tensor, boxes: list[list[float]] | None, seconds: Seconds) -> Detections | BoxScores:
+    def _find(
+        self, image: Tensor, path: str, boxes: list[list[float]] | None, seconds: Seconds
+    ) -> Detections | BoxScores:
         import torch
 
         from detector.timing import measure
@@ -179,14 +182,20 @@ class _Job:
                 given = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
                 return self.net.predict_boxes(image, given, seconds)
             with measure(seconds, "proposals"):
-                proposals = self.proposer(image)
+                proposals = self.proposer(image, Path(path))
             return self.net.predict(image, proposals, seconds).above(self.score)
 
     def warm_up(self) -> None:
         """Process a tiny image, so that no photo's seconds include compilation."""
         import torch
 
-        from detector.structures import Seconds
+        from proposals.structures import Proposals
 
         image = (torch.arange(3 * 96 * 128) * 7919 % 256).to(torch.uint8).reshape(3, 96, 128)
-        self._find(image, [[8.0, 8.0, 120.0, 88.0]], Seconds())
+        boxes = torch.tensor([[8.0, 8.0, 120.0, 88.0]])
+        if self.proposer is None:
+            self.net.predict_boxes(image, boxes)
+            return
+        with contextlib.suppress(ValueError):  # boxes that are read from a file are there for the photos only
+            self.proposer(image)
+        self.net.predict(image, Proposals(boxes))

@@ -127,7 +127,10 @@ def _detect_in(net: SPPNet, sample: Sample, source: ProposalStore | Proposer) ->
     from proposals.store import ProposalStore
 
     image = read_image(sample.path)
-    proposals = source.get(sample.image_id, image) if isinstance(source, ProposalStore) else source(image)
+    if isinstance(source, ProposalStore):
+        proposals = source.get(sample.image_id, image, sample.path)
+    else:
+        proposals = source(image, sample.path)
     return net.predict(image, proposals)
 
 

@@ -22,7 +22,7 @@ class FixedBoxes:
     def settings(self) -> dict[str, object]:
         return {"proposer": self.name, "boxes": self.boxes.tolist()}
 
-    def __call__(self, image: Tensor) -> Proposals:
+    def __call__(self, image: Tensor, path: Path | None = None) -> Proposals:
         self.calls += 1
         return Proposals(self.boxes.clone())
 
