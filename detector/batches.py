@@ -101,7 +101,7 @@ class Batches:
             try:
                 for step in range(start, self.steps + _AHEAD):
                     if step < self.steps:
-                        ahead.append([pool.submit(self._regions, i, step) for i in self.images(step)])
+                        ahead.append([pool.submit(self._regions, step, *item) for item in enumerate(self.images(step))])
                     if step >= start + _AHEAD and ahead:
                         yield [future.result() for future in ahead.popleft()]
                 while ahead:
@@ -109,10 +109,11 @@ class Batches:
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
 
-    def _regions(self, index: int, step: int) -> Regions:
+    def _regions(self, step: int, place: int, index: int) -> Regions:
+        """Draw regions of an image; its place in the batch seeds the draw, since it may be there twice."""
         item = self.samples[index]
         maps, boxes = self.caches.read(item)
         boxes = boxes[: self.config.max_proposals]
         maps = tuple(m.with_values(m.values.float()) for m in maps)
-        key = (self.config.seed * 1_000_003 + step, index, self.background)
+        key = (self.config.seed * 1_000_003 + step, place, self.background)
         return draw_regions(maps, boxes, item.truth, self.config, key)

@@ -1,4 +1,4 @@
-"""Draw the course of a training run."""
+"""Draw the course of a training run, and what proposals cover."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 from .files import replacing
 
+_PALETTE = ("#1f4e79", "#d1793b", "#4c9f70", "#a63d57", "#7a5ea8", "#8a8a8a", "#b59a1e")
+_STYLES = ("-", "--", ":")
 _COLOURS = {"loss": "#1f4e79", "class_loss": "#4c9f70", "box_loss": "#d1793b"}
 
 
@@ -32,5 +34,30 @@ def plot_losses(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
+    with replacing(path) as beside:
+        figure.savefig(beside, format="png", dpi=120)
+
+
+def plot_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], xlabel: str, path: Path) -> None:
+    """Draw recall in percent against `xlabel`, a line for each proposer; a PNG written whole.
+
+    curves: per name, x values and recalls in [0, 1]. Numbers of boxes, which go beyond 1, get a logarithmic axis.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.5, 4.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for number, (name, (xs, ys)) in enumerate(curves.items()):
+        colour, style = _PALETTE[number % len(_PALETTE)], _STYLES[number // len(_PALETTE) % len(_STYLES)]
+        axes.plot(xs, [100 * y for y in ys], color=colour, linestyle=style, linewidth=1.6, label=name)
+    if max(max(xs) for xs, _ in curves.values()) > 1:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set(xlabel=xlabel, ylabel="recall, %", ylim=(0, 100))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right upper", frameon=False)
     with replacing(path) as beside:
         figure.savefig(beside, format="png", dpi=120)

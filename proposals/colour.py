@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 Bytes = NDArray[np.uint8]
 
-SPACES = {"hsv": cv2.COLOR_RGB2HSV_FULL, "lab": cv2.COLOR_RGB2LAB}
+SPACES = {"rgb": None, "hsv": cv2.COLOR_RGB2HSV_FULL, "lab": cv2.COLOR_RGB2LAB}
 COLOUR_BINS, ORIENTATIONS, TEXTURE_BINS = 25, 8, 10
 COLOUR_COLUMNS = 3 * COLOUR_BINS
 COLUMNS = COLOUR_COLUMNS + ORIENTATIONS * TEXTURE_BINS
@@ -31,7 +31,8 @@ def shrink(image: Bytes, side: int) -> Bytes:
 
 def smooth_colours(image: Bytes, space: str, sigma: float) -> tuple[Bytes, NDArray[np.uint16]]:
     """Return an (H, W, 3) RGB image in a colour space: as uint8, and smoothed, as uint16 of 128 steps to a level."""
-    colours = np.asarray(cv2.cvtColor(image, SPACES[space]), np.uint8)
+    code = SPACES[space]
+    colours = image if code is None else np.asarray(cv2.cvtColor(image, code), np.uint8)
     return colours, np.asarray(cv2.GaussianBlur(colours.astype(np.uint16) << 7, (0, 0), sigma), np.uint16)
 
 

@@ -1,36 +1,75 @@
 """Propose regions by selective search (Uijlings et al., IJCV 2013), written for speed: the default proposer.
 
-An image is worked on at a longer side of 360 pixels. In each of two colour spaces it is segmented three times, from
-fine to coarse, and each segmentation is grouped by three similarities: 18 hierarchies, whose regions are ranked by a
-learned score and thinned out. The two colour spaces run on two threads; the boxes do not depend on that.
+An image is worked on at a longer side of 360 pixels. In each colour space of a mode it is segmented several times, from
+fine to coarse, and each segmentation is grouped by several sets of similarities. The regions of all these hierarchies
+are ranked by a learned score and thinned out:
+
+    mode     colour spaces  segmentations  sets of similarities  hierarchies  most boxes
+    single   1              1              1                       1          2000
+    fast     2              3              3                      18          2000
+    quality  3              4              4                      48          4000
+
+Segmentations are grown on several threads; the boxes do not depend on how many.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .colour import COLOUR_COLUMNS, COLUMNS, SPACES, Bytes, find_bins, gradients, shrink, smooth_colours
+from .colour import COLOUR_COLUMNS, COLUMNS, Bytes, find_bins, gradients, shrink, smooth_colours
 from .grouping import Hierarchy, Ints, count_bins, find_neighbours, group, measure_regions
+from .kernels import compiled, usable_cores
 from .objectness import HIDDEN, OUTPUT
-from .ranking import Singles, describe, score, thin_out
+from .ranking import Singles, describe, score, thin_out, without_repeats
 from .segmentation import edge_weights, segment, sort_edges
 from .structures import Proposals, check_image
 
-VERSION = 2
+VERSION = 3
 SIDE, SIGMA = 360, 0.6  # pixels of the longer side that is worked on; Gaussian smoothing before segmentation, in pixels
-GRAINS = ((60, 30), (120, 50), (240, 70))  # k and the smallest size of regions, in pixels
-STRATEGIES = ((1, 1, 1, 1), (0, 1, 1, 1), (0, 0, 1, 1))  # weights of colour, texture, size and fill
-# The first 85 % of the boxes overlap no better one by more than 0.75 IoU, so that few boxes find many objects; the rest
-# are the best that overlap none by more than 0.9, which are closer fits to objects that are found already.
-APART, ALMOST_SAME, FIRST_PART = 0.75, 0.9, 0.85
+FIRST_PART = 0.85  # of the boxes are thinned out more
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """Say which hierarchies are grown and how their regions are thinned out.
+
+    spaces: names in `colour.SPACES`. grains: k and the smallest size of regions in pixels, one pair for each
+    segmentation. strategies: weights of colour, texture, size and fill. apart: the first 85 % of the boxes overlap no
+    better one by more than this IoU, so that few boxes find many objects. almost_same: the rest are the best that
+    overlap none by more than this; they fit objects better that are found already.
+    """
+
+    spaces: tuple[str, ...]
+    grains: tuple[tuple[int, int], ...]
+    strategies: tuple[tuple[int, int, int, int], ...]
+    max_boxes: int = 2000
+    apart: float = 0.75
+    almost_same: float = 0.9
+
+
+_ALL, _NO_COLOUR, _SIZE_AND_FILL, _FILL = (1, 1, 1, 1), (0, 1, 1, 1), (0, 0, 1, 1), (0, 0, 0, 1)
+MODES = {
+    "single": Mode(("hsv",), ((120, 50),), (_ALL,)),
+    "fast": Mode(("hsv", "lab"), ((60, 30), (120, 50), (240, 70)), (_ALL, _NO_COLOUR, _SIZE_AND_FILL)),
+    "quality": Mode(
+        ("hsv", "lab", "rgb"),
+        ((30, 20), (60, 30), (120, 50), (240, 70)),
+        (_ALL, _NO_COLOUR, _SIZE_AND_FILL, _FILL),
+        max_boxes=4000,
+        apart=0.8,
+        almost_same=0.92,
+    ),
+}
 
 KERNELS: tuple[Any, ...] = (
     *(edge_weights, sort_edges, segment, find_bins, count_bins, measure_regions),
@@ -39,22 +78,30 @@ KERNELS: tuple[Any, ...] = (
 
 
 class SelectiveSearch:
-    """Propose the regions of hierarchies grown in two colour spaces, from three segmentations each.
+    """Propose the regions of hierarchies grown in several colour spaces, from several segmentations each.
 
-    max_boxes: how many boxes are kept at most. threads: 1 or 2. The first image of a machine waits for kernels to be
-    compiled (`is_compiled`), for about 20 seconds.
+    mode: "single", "fast" or "quality"; see `MODES`. max_boxes: how many boxes are kept at most, by default as many as
+    the mode says. threads: by default the number of processor cores that this process may use. The first image of a
+    machine waits for kernels to be compiled (`is_compiled`), for about 20 seconds.
     """
 
-    name = "fast"
+    def __init__(self, max_boxes: int | None = None, threads: int | None = None, mode: str = "fast") -> None:
+        if mode not in MODES:
+            raise ValueError(f"expected a mode of {', '.join(MODES)}, got {mode!r}")
+        self.mode = mode
+        self.max_boxes = MODES[mode].max_boxes if max_boxes is None else max_boxes
+        self.threads = usable_cores() if threads is None else threads
+        if self.max_boxes < 1 or self.threads < 1:
+            raise ValueError(f"expected at least 1 box and 1 thread, got {self.max_boxes} and {self.threads}")
 
-    def __init__(self, max_boxes: int = 2000, threads: int = 2) -> None:
-        if max_boxes < 1 or threads not in (1, 2):
-            raise ValueError(f"expected max_boxes of at least 1 and 1 or 2 threads, got {max_boxes} and {threads}")
-        self.max_boxes, self.threads = max_boxes, threads
+    @property
+    def name(self) -> str:
+        """Return the name that the command line uses: that of the mode."""
+        return self.mode
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Return what shapes the boxes; VERSION changes with the algorithm."""
+        """Return what shapes the boxes; VERSION changes with the algorithm and the modes."""
         return {"proposer": self.name, "version": VERSION, "max_boxes": self.max_boxes}
 
     def __call__(self, image: Tensor, path: Path | None = None) -> Proposals:
@@ -62,61 +109,80 @@ class SelectiveSearch:
         check_image(image)
         height, width = int(image.shape[1]), int(image.shape[2])
         small = shrink(np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy()), SIDE)
-        if self.threads == 1:
-            found = [_score_regions(small, space) for space in SPACES]
-        else:
-            with ThreadPoolExecutor(self.threads) as pool:
-                found = list(pool.map(lambda space: _score_regions(small, space), SPACES))
-        boxes, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        mode = MODES[self.mode]
+        parts = _for_each_segmentation(small, mode, self.threads, _boxes_and_scores)
+        boxes, scores = (np.concatenate(part) for part in zip(*parts, strict=True))
         scale = np.array([width / small.shape[1], height / small.shape[0]] * 2)
         boxes = np.rint(boxes * scale).astype(np.int32)[np.argsort(-scores, kind="stable")]
-        return Proposals(torch.from_numpy(_choose(_without_repeats(boxes), self.max_boxes).astype(np.float32)))
+        chosen = _choose(without_repeats(boxes), mode, self.max_boxes)
+        return Proposals(torch.from_numpy(chosen.astype(np.float32)))
 
 
-def grow_hierarchies(image: Bytes, space: str) -> list[Hierarchy]:
-    """Group the regions of an (H, W, 3) RGB image in one colour space; one hierarchy per grain and strategy."""
-    colours, smooth = smooth_colours(image, space, SIGMA)
-    weights = edge_weights(smooth)
-    order = sort_edges(weights)
-    bins = find_bins(colours, *gradients(image))
-    found = []
-    for grain, min_size in GRAINS:
-        labels = segment(weights, order, (image.shape[0], image.shape[1]), float(grain), min_size)
-        regions, counts, pairs = measure_regions(labels), count_bins(labels, bins, COLUMNS), find_neighbours(labels)
-        for strategy in STRATEGIES:
-            found.append(group(regions, counts, pairs, COLOUR_COLUMNS, np.array(strategy, np.float64)))
-    return found
+class _Space(NamedTuple):
+    """Hold what all segmentations of an image in one colour space share."""
+
+    weights: NDArray[np.uint16]
+    order: Ints
+    bins: NDArray[np.uint16]
 
 
-def _score_regions(image: Bytes, space: str) -> tuple[Ints, Singles]:
-    trees = grow_hierarchies(image, space)
+def grow_hierarchies(image: Bytes, mode: Mode) -> list[Hierarchy]:
+    """Group the regions of an (H, W, 3) RGB image: one hierarchy per space, grain and strategy, in this order."""
+    return [tree for trees in _for_each_segmentation(image, mode, 1, lambda trees: trees) for tree in trees]
+
+
+def _for_each_segmentation(image: Bytes, mode: Mode, threads: int, use: Callable[[list[Hierarchy]], T]) -> list[T]:
+    """Return what `use` makes of the hierarchies of every segmentation; spaces change slowest."""
+    slopes = gradients(image)
+
+    def prepare(space: str) -> _Space:
+        colours, smooth = smooth_colours(image, space, SIGMA)
+        weights = edge_weights(smooth)
+        return _Space(weights, sort_edges(weights), find_bins(colours, *slopes))
+
+    def grow(task: tuple[_Space, tuple[int, int]]) -> T:
+        return use(_grow(task[0], task[1], (image.shape[0], image.shape[1]), mode))
+
+    tasks = len(mode.spaces) * len(mode.grains)
+    if min(threads, tasks) == 1:
+        return _run(map, prepare, grow, mode)
+    with ThreadPoolExecutor(min(threads, tasks)) as pool:
+        return _run(pool.map, prepare, grow, mode)
+
+
+def _run(
+    run: Callable[..., Iterable[Any]],
+    prepare: Callable[[str], _Space],
+    grow: Callable[[tuple[_Space, tuple[int, int]]], T],
+    mode: Mode,
+) -> list[T]:
+    """Prepare every space, then grow every segmentation; `run` is `map`, or that of a pool of threads."""
+    spaces = list(run(prepare, mode.spaces))
+    return list(run(grow, [(space, grain) for space in spaces for grain in mode.grains]))
+
+
+def _grow(space: _Space, grain: tuple[int, int], shape: tuple[int, int], mode: Mode) -> list[Hierarchy]:
+    """Segment once and group with every strategy."""
+    labels = segment(space.weights, space.order, shape, float(grain[0]), grain[1])
+    regions, counts = measure_regions(labels), count_bins(labels, space.bins, COLUMNS)
+    pairs = find_neighbours(labels)
+    weights = [np.array(strategy, np.float64) for strategy in mode.strategies]
+    return [group(regions, counts, pairs, COLOUR_COLUMNS, weight) for weight in weights]
+
+
+def _boxes_and_scores(trees: list[Hierarchy]) -> tuple[Ints, Singles]:
     scores = [score(describe(tree), HIDDEN, OUTPUT) for tree in trees]
     return np.concatenate([tree.regions[:, :4] for tree in trees]), np.concatenate(scores)
 
 
-def _without_repeats(boxes: Ints) -> Ints:
-    """Keep the first of equal boxes."""
-    same_place = np.lexsort(boxes.T)  # stable: equal boxes stay in their order
-    placed = boxes[same_place]
-    first = np.ones(len(boxes), np.bool_)
-    first[1:] = (placed[1:] != placed[:-1]).any(axis=1)
-    kept: NDArray[np.int64] = np.sort(same_place[first])
-    return boxes[kept]
-
-
-def _choose(boxes: Ints, most: int) -> Ints:
+def _choose(boxes: Ints, mode: Mode, most: int) -> Ints:
     """Thin out boxes that are in order, best first, and keep the order of each of the two parts."""
     first = np.zeros(len(boxes), np.bool_)
-    first[np.flatnonzero(thin_out(boxes, APART, most))[: max(round(FIRST_PART * most), 1)]] = True
+    first[np.flatnonzero(thin_out(boxes, mode.apart, most))[: max(round(FIRST_PART * most), 1)]] = True
     boxes = np.concatenate([boxes[first], boxes[~first]])
-    return boxes[thin_out(boxes, ALMOST_SAME, most)]
+    return boxes[thin_out(boxes, mode.almost_same, most)]
 
 
 def is_compiled() -> bool:
     """Tell whether compiled kernels lie on disk, newer than their sources, so that the first image need not wait."""
-    for kernel in KERNELS:
-        source = Path(kernel.py_func.__code__.co_filename)
-        compiled = Path(kernel.stats.cache_path).glob(f"{source.stem}.{kernel.__name__}-*.nbi")
-        if not any(file.stat().st_mtime >= source.stat().st_mtime for file in compiled):
-            return False
-    return True
+    return compiled(KERNELS)

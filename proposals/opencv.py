@@ -18,8 +18,8 @@ from torch import Tensor
 from .colour import shrink
 from .structures import Proposals, check_image
 
-VERSION = 1
-SIDE = 360  # pixels of the longer side that is worked on
+VERSION = 2
+SIDE = 500  # pixels of the longer side that is worked on
 MODES = {
     "single": "switchToSingleStrategy",
     "fast": "switchToSelectiveSearchFast",
@@ -40,11 +40,12 @@ class OpenCVSelectiveSearch:
     """Propose the regions that OpenCV finds, the largest first.
 
     mode: "single", "fast" or "quality": ever more colour spaces and segmentations. max_boxes: how many boxes are kept
-    at most. Raises ValueError if the mode is unknown or OpenCV comes without ximgproc.
+    at most, by default all. An image is worked on at a longer side of 500 pixels at most. Raises ValueError if the mode
+    is unknown or OpenCV comes without ximgproc.
     """
 
-    def __init__(self, mode: str = "fast", max_boxes: int = 2000) -> None:
-        if mode not in MODES or max_boxes < 1:
+    def __init__(self, mode: str = "fast", max_boxes: int | None = None) -> None:
+        if mode not in MODES or (max_boxes is not None and max_boxes < 1):
             raise ValueError(
                 f"expected a mode of {', '.join(MODES)} and max_boxes of at least 1, got {mode!r} and {max_boxes}"
             )

@@ -107,3 +107,13 @@ def thin_out(boxes: Ints, limit: float, most: int) -> NDArray[np.bool_]:
             if count == most:
                 break
     return keep
+
+
+def without_repeats(boxes: Ints) -> Ints:
+    """Keep the first of equal ones of (R, 4) int32 boxes."""
+    same_place = np.lexsort(boxes.T)  # stable: equal boxes stay in their order
+    placed = boxes[same_place]
+    first = np.ones(len(boxes), np.bool_)
+    first[1:] = (placed[1:] != placed[:-1]).any(axis=1)
+    kept: NDArray[np.int64] = np.sort(same_place[first])
+    return boxes[kept]

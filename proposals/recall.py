@@ -7,12 +7,18 @@ give the objects of one class. The caller leaves difficult objects out.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
 from .structures import Proposals
+
+IOUS = tuple(round(0.5 + 0.025 * step, 3) for step in range(21))
+COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 300, 500, 1000, 2000, 4000)
+SHUFFLES = 5  # random orders that a ranking is compared with
 
 
 def best_overlaps(proposals: Sequence[Proposals], truths: Sequence[Tensor]) -> Tensor:
@@ -61,6 +67,67 @@ def recall_by_count(
 ) -> list[float]:
     """Return the recall at one IoU of the first `count` proposals of every image, for every count."""
     return [recall_at(row, [threshold])[0] for row in overlaps_by_count(proposals, truths, counts)]
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """Say how well proposals cover the objects of a data set.
+
+    boxes: how many an image has in the mean. recall: by IoU, with all boxes. abo: average best overlap, mabo: the mean
+    over classes of that of each, abo_per_class. recall_by_count: at IoU 0.5, by the number of first boxes;
+    recall_shuffled: the same in random order, the mean of SHUFFLES orders; what is above that is due to the ranking.
+    """
+
+    boxes: float
+    recall: dict[float, float]
+    abo: float
+    mabo: float
+    abo_per_class: dict[str, float]
+    recall_by_count: dict[int, float]
+    recall_shuffled: dict[int, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return asdict(self)
+
+
+def measure_coverage(
+    proposals: Sequence[Proposals],
+    truths: Sequence[Tensor],
+    labels: Sequence[Tensor],
+    class_names: Sequence[str],
+    counts: Sequence[int] = COUNTS,
+) -> Coverage:
+    """Measure proposals of some images.
+
+    truths: per image, (N, 4) boxes of its objects. labels: per image, (N,) int64 in [0, classes). counts: numbers of
+    first boxes. Raises ValueError if there are no objects or not as many truths as proposals.
+    """
+    overlaps, classes = best_overlaps(proposals, truths), torch.cat([torch.zeros(0, dtype=torch.int64), *labels])
+    recall = recall_at(overlaps, IOUS)
+    per_class = {
+        name: average_best_overlap(overlaps[classes == label])
+        for label, name in enumerate(class_names)
+        if bool((classes == label).any())
+    }
+    shuffled = [
+        recall_by_count([_shuffle(found, 7 * number + order) for number, found in enumerate(proposals)], truths, counts)
+        for order in range(SHUFFLES)
+    ]
+    return Coverage(
+        boxes=sum(map(len, proposals)) / max(len(proposals), 1),
+        recall=dict(zip(IOUS, recall, strict=True)),
+        abo=average_best_overlap(overlaps),
+        mabo=sum(per_class.values()) / len(per_class),
+        abo_per_class=per_class,
+        recall_by_count=dict(zip(counts, recall_by_count(proposals, truths, counts), strict=True)),
+        recall_shuffled=dict(zip(counts, torch.tensor(shuffled).double().mean(dim=0).tolist(), strict=True)),
+    )
+
+
+def _shuffle(found: Proposals, seed: int) -> Proposals:
+    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))
+    return Proposals(found.boxes[order])
 
 
 def _check_objects(overlaps: Tensor) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -44,16 +45,22 @@ def check_dataset(dataset: Dataset, class_names: Sequence[str] | None = None) ->
     assert len(dataset.subset([])) == 0
 
 
-def check_proposer(proposer: Proposer, images: Sequence[Tensor] = ()) -> None:
-    """Check name, settings and boxes, on awkward images and on `images`, (3, H, W) uint8 each."""
+def check_proposer(
+    proposer: Proposer, images: Sequence[Tensor] = (), path_of: Callable[[int], Path | None] = lambda number: None
+) -> None:
+    """Check name, settings and boxes, on awkward images and on `images`, (3, H, W) uint8 each.
+
+    path_of: gives the path of each of all these images by its number.
+    """
     assert isinstance(proposer, Proposer)
     assert re.fullmatch(r"[a-z][a-z0-9-]*", proposer.name)
     settings = json.dumps(dict(proposer.settings), sort_keys=True)
     assert proposer.settings["proposer"] == proposer.name
-    for image in [*awkward_images(), *images]:
+    for number, image in enumerate([*awkward_images(), *images]):
+        path = path_of(number)
         height, width = image.shape[1:]
         before = image.clone()
-        found = proposer(image)
+        found = proposer(image, path)
         assert isinstance(found, Proposals)
         assert len(found) > 0
         assert found.boxes.dtype == torch.float32
@@ -62,9 +69,9 @@ def check_proposer(proposer: Proposer, images: Sequence[Tensor] = ()) -> None:
         assert bool(((x1 >= 0) & (y1 >= 0) & (x1 < x2) & (y1 < y2) & (x2 <= width) & (y2 <= height)).all())
         assert len(found.boxes.unique(dim=0)) == len(found)
         assert torch.equal(image, before), "the image was written to"
-        assert torch.equal(proposer(image).boxes, found.boxes), "a second call gives other boxes"
+        assert torch.equal(proposer(image, path).boxes, found.boxes), "a second call gives other boxes"
         channels_last = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
-        assert torch.equal(proposer(channels_last).boxes, found.boxes), "boxes depend on the layout in memory"
+        assert torch.equal(proposer(channels_last, path).boxes, found.boxes), "boxes depend on the layout in memory"
     assert json.dumps(dict(proposer.settings), sort_keys=True) == settings
     for wrong in (torch.zeros(1, 8, 9, dtype=torch.uint8), torch.zeros(3, 8, 9), torch.zeros(3, 0, 9).byte()):
         with pytest.raises(ValueError, match=r"expected an image of shape \(3, H, W\) and type uint8, got"):

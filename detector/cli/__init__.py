@@ -14,6 +14,8 @@ import click
 _COMMANDS = {
     "detect": ("detector.cli.detect", "detect", "Find objects in photos and draw them."),
     "train": ("detector.cli.train", "train", "Train a detector on annotated photos."),
+    "propose": ("detector.cli.propose", "propose", "Propose regions of photos and keep them."),
+    "recall": ("detector.cli.recall", "recall", "Measure how many objects proposals cover, side by side."),
     "evaluate": ("detector.cli.evaluate", "evaluate", "Measure average precision on annotated photos."),
 }
 
@@ -103,6 +105,8 @@ def main(ctx: click.Context, verbose: bool) -> None:
       sppnet detect photos/ --out found --score 0.3      less certain objects too
       sppnet detect cat.jpg --out found --boxes my.json  name boxes you already have
       sppnet train voc:VOC2007:trainval --out run        a model of your own
+      sppnet propose photos/ --out boxes        regions that may hold an object
+      sppnet recall --data voc:VOC2007:test --proposals fast,quality --out recall
       sppnet evaluate --model run/model.safetensors --data voc:VOC2007:test
 
     `sppnet COMMAND --help` tells all options of a command.

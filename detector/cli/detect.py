@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
     from detector.sppnet import SPPNet
     from detector.structures import BoxScores, Detections, Seconds
+    from proposals.given import GivenBoxes
     from proposals.structures import Proposer
 
-    from .inputs import GivenBoxes, PictureNames
+    from .inputs import PictureNames
 
 _STAGES = ("proposals", "conv", "pool", "fc", "select", "total")
 _log = logging.getLogger(__name__)
@@ -67,7 +68,9 @@ def detect(
     \b
     sppnet detect photos/ "more/**/*.jpg" --out found
     """
-    from .inputs import PictureNames, find_images, read_boxes
+    from proposals.given import read_boxes
+
+    from .inputs import PictureNames, find_images
     from .options import check_device, use_threads
     from .progress import announce_compiling, prepare_proposer
 

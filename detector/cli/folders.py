@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from detector.datasets import Sample
+    from .workers import ImageFile
 
 _IMAGES = "images.json"
 
@@ -27,7 +27,7 @@ def check_writable(folder: Path, option: str) -> Path:
     return folder
 
 
-def check_images(cache: Path, samples: Sequence[Sample]) -> None:
+def check_images(cache: Path, samples: Sequence[ImageFile]) -> None:
     """Note in a cache which files it is made from. Raises ValueError if it holds others under the same names.
 
     Files are told apart by their size in bytes: a data set that moves keeps its cache, a photo that changes is noticed.

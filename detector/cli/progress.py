@@ -24,14 +24,18 @@ def progress_bar(total: int, title: str, unit: str, done: int = 0) -> Any:
     )
 
 
-def prepare_proposer(name: str, threads: int) -> Proposer:
-    """Make a proposer that uses at most so many threads; say so if its kernels, or the pyramid's, must be compiled."""
+def prepare_proposer(name: str, threads: int, pyramid: bool = True) -> Proposer:
+    """Make a proposer that uses at most so many threads.
+
+    With `pyramid`, say so if its kernels, or the pyramid's, must be compiled.
+    """
     from proposals.registry import make_proposer
 
     proposer: Any = make_proposer(name)
     if hasattr(proposer, "threads"):
         proposer.threads = min(threads, proposer.threads)
-    announce_compiling(proposer)
+    if pyramid:
+        announce_compiling(proposer)
     return cast("Proposer", proposer)
 
 
@@ -42,3 +46,13 @@ def announce_compiling(proposer: Proposer | None = None) -> None:
     modules: list[Any] = [pooling] if proposer is None else [pooling, sys.modules[type(proposer).__module__]]
     if not all(module.is_compiled() for module in modules if hasattr(module, "is_compiled")):
         click.echo(_COMPILING, err=True)
+
+
+def compile_kernels(proposer: Proposer) -> None:
+    """Compile the kernels of a proposer on this machine if that is yet to be done, and say so."""
+    module: Any = sys.modules[type(proposer).__module__]
+    if hasattr(module, "is_compiled") and not module.is_compiled():
+        import torch
+
+        click.echo(_COMPILING, err=True)
+        proposer((torch.arange(3 * 96 * 128) * 7919 % 256).to(torch.uint8).reshape(3, 96, 128))

@@ -44,25 +44,34 @@ def test_a_fit_tells_objects_from_the_rest(toy: Path, tmp_path: Path) -> None:
     assert weights["OUTPUT"].shape == objectness.OUTPUT.shape
     assert "on 9 photos of toy train, seed 1." in weights["__doc__"]
     for sample in open_dataset(f"voc:{toy}:test"):  # photos that were not fitted
-        features, objects = load_tool("fit_objectness").describe_photo(sample)
-        scores = torch.from_numpy(score(features.numpy(), weights["HIDDEN"], weights["OUTPUT"]))
-        positives, negatives = scores[objects >= 0], scores[objects < 0]
+        regions = load_tool("fit_objectness").describe_photo(sample)
+        scores = torch.from_numpy(score(regions.features.numpy(), weights["HIDDEN"], weights["OUTPUT"]))
+        positives, negatives = scores[regions.overlaps >= 0.5], scores[regions.overlaps < 0.4]
         assert min(len(positives), len(negatives)) > 10
         assert (positives[:, None] > negatives).float().mean() > 0.9, "area under the ROC curve"
 
 
-def test_regions_belong_to_the_object_that_they_overlap_by_half(toy: Path) -> None:
+def test_regions_belong_to_the_object_that_they_overlap_most(toy: Path) -> None:
     for sample in open_dataset(f"voc:{toy}:train"):
-        features, objects = load_tool("fit_objectness").describe_photo(sample)
+        regions = load_tool("fit_objectness").describe_photo(sample)
+        features, objects = regions.features, regions.objects
         height, width = sample.truth.size
         for number, (x1, y1, x2, y2) in enumerate(sample.truth.boxes.tolist()):
             areas = features[objects == number, 0].exp() * height * width
             size = (x2 - x1) * (y2 - y1)
             assert len(areas) > 0
-            # what overlaps by half has between half and twice the area
-            assert bool(((areas > 0.499 * size) & (areas < 2.001 * size)).all())
+            # what overlaps by more than 0.4 has between 0.4 times and 2.5 times the area
+            assert bool(((areas > 0.399 * size) & (areas < 2.501 * size)).all())
+            assert regions.overlaps[objects == number].max() > 0.8
         assert objects.min() == -1
         assert objects.max() < len(sample.truth)
+        assert torch.equal(objects >= 0, regions.overlaps > 0.4)
+
+
+def test_targets_rise_from_no_object_to_a_whole_one() -> None:
+    overlaps = torch.tensor([0.0, 0.4, 0.5, 0.7, 0.8, 1.0])
+    regions = load_tool("fit_objectness").Regions(torch.zeros(6, FEATURES), overlaps, torch.zeros(6).long())
+    torch.testing.assert_close(regions.targets(), torch.tensor([0, 0, 0.25, 0.75, 1, 1]))
 
 
 def test_all_objects_weigh_the_same() -> None:
@@ -80,9 +89,10 @@ def test_the_fit_does_not_depend_on_units_of_features() -> None:
     labels = (noise[:, 7] > 3.5).long()
     objects = torch.where(labels == 1, torch.arange(9000) % 40, -1)
     units = 2.0 ** (torch.arange(FEATURES) % 9 - 4)
-    run = load_tool("fit_objectness").fit
-    hidden, output = run(noise, objects, torch.Generator().manual_seed(5))
-    scaled, same = run(noise * units, objects, torch.Generator().manual_seed(5))
+    tool = load_tool("fit_objectness")
+    plain, larger = (tool.Regions(inputs, labels.float(), objects) for inputs in (noise, noise * units))
+    hidden, output = tool.fit(plain, torch.Generator().manual_seed(5))
+    scaled, same = tool.fit(larger, torch.Generator().manual_seed(5))
     assert np.array_equal(scaled[:-1] * units.numpy()[:, None], hidden[:-1])
     assert np.array_equal(scaled[-1], hidden[-1])
     assert np.array_equal(same, output)

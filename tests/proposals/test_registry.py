@@ -14,12 +14,23 @@ import pytest
 import proposals
 from proposals.fast import SelectiveSearch
 from proposals.opencv import has_ximgproc
+from proposals.registry import NAMES as KNOWN
 from proposals.registry import PROPOSERS, make_proposer
 from proposals.store import settings_key
 from proposals.structures import Proposer
 from tests.sources import REPOSITORY
 
-NAMES = ["fast", "selectivesearch", "opencv-single", "opencv-fast", "opencv-quality", "windows"]
+NAMES = [
+    "single",
+    "fast",
+    "quality",
+    "edgeboxes",
+    "selectivesearch",
+    "opencv-single",
+    "opencv-fast",
+    "opencv-quality",
+    "windows",
+]
 
 
 def test_the_names_are_known() -> None:
@@ -40,9 +51,9 @@ def test_no_two_share_a_cache() -> None:
     assert len({settings_key(make_proposer(name).settings) for name in usable}) == len(usable)
 
 
-@pytest.mark.parametrize("name", ["Fast", "", "opencv"])
+@pytest.mark.parametrize("name", ["Fast", "", "opencv", "json", "json:", "fast:x", "npz:x"])
 def test_an_unknown_name_is_refused_naming_the_known(name: str) -> None:
-    with pytest.raises(ValueError, match=f"^expected a proposer named {', '.join(NAMES)}, got {name!r}$"):
+    with pytest.raises(ValueError, match=f"^expected a proposer named {', '.join(KNOWN)}, got {name!r}$"):
         make_proposer(name)
 
 

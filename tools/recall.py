@@ -1,0 +1,13 @@
+"""Measure proposals, from a source tree: `python tools/recall.py --data DATA` is `sppnet recall`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from detector.cli import main
+
+if __name__ == "__main__":
+    main(["recall", *sys.argv[1:]], prog_name="sppnet")
