@@ -116,7 +116,7 @@ def _list_crossing(runs: Ints, span: tuple[int, int], scratch: Scratch, count: i
         group = runs[run]
         if group > 0 and scratch.stamps[group] != stamp:
             scratch.stamps[group], scratch.weights[group] = stamp, 1
-            scratch.queued[group], scratch.order[count] = True, group
+            scratch.order[count] = group
             count += 1
     return count
 
@@ -129,6 +129,8 @@ def _follow_paths(groups: EdgeGroups, box: Ints, scratch: Scratch, count: int) -
     """
     stamp, queue = scratch.counter[0], scratch.queue
     queue[:count] = scratch.order[:count]
+    for i in range(count):
+        scratch.queued[queue[i]] = True
     first, waiting = 0, count
     while waiting > 0:
         group = queue[first]
