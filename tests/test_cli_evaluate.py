@@ -240,7 +240,7 @@ def test_a_stopped_evaluation_continues_with_the_same_result(model: Path, tmp_pa
         (["--model", "none.safetensors"], 1, "none.safetensors: expected a safetensors file, got nothing there"),
         (["--model", "nobody"], 1, "expected a model among"),
         (["--model", "file"], 1, "file: expected a whole safetensors file"),
-        (["--proposals", "dowsing"], 1, "expected a proposer named fast"),
+        (["--proposals", "dowsing"], 1, "expected a proposer named single, fast"),
         (["--data", "voc:toy:val"], 1, "val.txt: expected the list of a split's images"),
         (["--data", "toy"], 1, "toy: expected voc:ROOT:SPLIT or coco:JSON:IMAGES"),
         (

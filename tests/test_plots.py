@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from detector.images import read_image
-from detector.plots import plot_losses
+from detector.plots import plot_curves, plot_losses
 from tests.sources import REPOSITORY
 
 
@@ -60,10 +60,25 @@ def test_curves_are_where_their_values_are(tmp_path: Path) -> None:
 def test_it_leaves_matplotlib_as_it_was(tmp_path: Path) -> None:
     """Draw in a fresh process without a screen: no window system is chosen, no state of pyplot is made."""
     code = (
-        "import sys; from detector.plots import plot_losses; from tests.test_plots import Path, rows;"
+        "import sys; from detector.plots import plot_curves, plot_losses; from tests.test_plots import Path, rows;"
         "plot_losses(rows(3), Path(sys.argv[1])); print('matplotlib.pyplot' in sys.modules)"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "loss.png")]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
     assert (tmp_path / "loss.png").stat().st_size > 1000
+
+
+def test_curves_are_drawn_each_in_a_colour_of_its_own(tmp_path: Path) -> None:
+    curves = {f"way {number}": ([0.5, 0.75, 1.0], [0.9 - number / 12, 0.5, 0.1]) for number in range(8)}
+    plot_curves(curves, "IoU", tmp_path / "recall.png")
+    picture = read_image(tmp_path / "recall.png")
+    for rgb in ((31, 78, 121), (209, 121, 59), (76, 159, 112), (166, 61, 87)):
+        assert colour(picture, rgb).sum() > 300
+    plot_curves({"one": ([1, 10, 100], [0, 0.4, 0.8])}, "boxes", tmp_path / "log.png")
+    marks = colour(read_image(tmp_path / "log.png"), (31, 78, 121)).nonzero()
+    marks = marks[marks[:, 0] > 80]  # the legend is above
+    top, bottom = marks[:, 0].min(), marks[:, 0].max()
+    middle = marks[(marks[:, 0] - (top + bottom) / 2).abs() < 3][:, 1].float().mean()
+    left, right = marks[marks[:, 0] > bottom - 3][:, 1].min(), marks[marks[:, 0] < top + 3][:, 1].max()
+    assert abs(float(middle) - float(left + right) / 2) < 12, "10 is half way from 1 to 100"

@@ -9,6 +9,7 @@ from torch import Tensor
 from proposals.recall import (
     average_best_overlap,
     best_overlaps,
+    measure_coverage,
     overlaps_by_count,
     recall_at,
     recall_by_count,
@@ -95,3 +96,32 @@ def test_lists_that_do_not_match_are_refused() -> None:
         best_overlaps(PROPOSALS, TRUTHS[:2])
     with pytest.raises(ValueError, match=r"expected counts of at least 1, got \[5, 0\]"):
         recall_by_count(PROPOSALS, TRUTHS, [5, 0])
+
+
+def test_coverage_is_counted_by_hand() -> None:
+    """Best overlaps are 0.75 (class 0), 0.8 (class 2) and 0 (class 2); nobody is of class 1."""
+    labels = [torch.tensor([0, 2]), torch.tensor([2]), torch.zeros(0, dtype=torch.int64)]
+    found = measure_coverage(PROPOSALS, TRUTHS, labels, ("a", "b", "c"), (1, 2, 5))
+    assert found.boxes == 7 / 3
+    assert (found.recall[0.5], found.recall[0.75], found.recall[0.775], found.recall[0.9]) == (2 / 3, 2 / 3, 1 / 3, 0)
+    assert (min(found.recall), max(found.recall)) == (0.5, 1)
+    assert found.abo == pytest.approx(1.55 / 3)
+    assert found.abo_per_class == pytest.approx({"a": 0.75, "c": 0.4})
+    assert found.mabo == pytest.approx(0.575)
+    assert found.recall_by_count == {1: 1 / 3, 2: 2 / 3, 5: 2 / 3}
+    assert found.recall_shuffled[5] == pytest.approx(2 / 3)
+    assert 0 <= found.recall_shuffled[1] < 2 / 3
+    again = measure_coverage(PROPOSALS, TRUTHS, labels, ("a", "b", "c"), (1, 2, 5))
+    assert again.to_dict() == found.to_dict()
+
+
+def test_random_orders_find_what_chance_says() -> None:
+    """Of 100 boxes one covers the object: 20 in random order have it in a fifth of the images."""
+    rows = torch.cat([boxes((0, 0, 10, 10)), boxes((20, 20, 30, 30)).repeat(99, 1)])
+    count = 300
+    found = measure_coverage(
+        [Proposals(rows)] * count, [boxes((0, 0, 10, 10))] * count, [torch.zeros(1).long()] * count, ("a",), (20, 100)
+    )
+    assert found.recall_by_count == {20: 1, 100: 1}
+    assert found.recall_shuffled[20] == pytest.approx(0.2, abs=4 * (0.2 * 0.8 / (5 * count)) ** 0.5)
+    assert found.recall_shuffled[100] == 1
