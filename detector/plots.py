@@ -8,8 +8,12 @@ from typing import Any
 
 from .files import replacing
 
-_PALETTE = ("#1f4e79", "#d1793b", "#4c9f70", "#a63d57", "#7a5ea8", "#8a8a8a", "#b59a1e")
-_STYLES = ("-", "--", ":")
+_PALETTE = (
+    *("#1f4e79", "#d1793b", "#4c9f70", "#a63d57", "#7a5ea8"),
+    *("#8a8a8a", "#b59a1e", "#5ab4d6", "#d67fb4", "#5c3d24"),
+)
+_STYLES = ("-", (0, (5, 1.5)), (0, (1.5, 1)))  # whole, dashed, dotted: neighbours differ where colours are not seen
+_LONGEST = 30  # characters of a name in the legend
 _COLOURS = {"loss": "#1f4e79", "class_loss": "#4c9f70", "box_loss": "#d1793b"}
 
 
@@ -41,23 +45,32 @@ def plot_losses(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 def plot_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], xlabel: str, path: Path) -> None:
     """Draw recall in percent against `xlabel`, a line for each proposer; a PNG written whole.
 
-    curves: per name, x values and recalls in [0, 1]. Numbers of boxes, which go beyond 1, get a logarithmic axis.
+    curves: per name, x values and recalls in [0, 1]. Numbers of boxes, which go beyond 1, get a logarithmic axis. Names
+    that end with a long path are shortened in the legend.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8.5, 4.8), layout="constrained")
+    figure = Figure(figsize=(9, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for number, (name, (xs, ys)) in enumerate(curves.items()):
-        colour, style = _PALETTE[number % len(_PALETTE)], _STYLES[number // len(_PALETTE) % len(_STYLES)]
-        axes.plot(xs, [100 * y for y in ys], color=colour, linestyle=style, linewidth=1.6, label=name)
+        colour, style = _PALETTE[number % len(_PALETTE)], _STYLES[number % len(_STYLES)]
+        axes.plot(xs, [100 * y for y in ys], color=colour, linestyle=style, linewidth=1.7, label=_shorten(name))
     if max(max(xs) for xs, _ in curves.values()) > 1:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set(xlabel=xlabel, ylabel="recall, %", ylim=(0, 100))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right upper", frameon=False)
+    figure.legend(loc="outside right upper", frameon=False, handlelength=2.6)
     with replacing(path) as beside:
         figure.savefig(beside, format="png", dpi=120)
+
+
+def _shorten(name: str) -> str:
+    """Return a name whose middle is left out if it is long: `json:...folder/boxes.json`."""
+    if len(name) <= _LONGEST:
+        return name
+    start = f"{name.partition(':')[0][: _LONGEST // 2]}:..."
+    return start + name[len(start) - _LONGEST :]

@@ -12,13 +12,30 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from .edgegroups import MIN_STRENGTH, EdgeGroups, Ints, Singles
+from .edgegroups import MIN_STRENGTH, Counts, EdgeGroups, Ints, Singles
 
 Floats = NDArray[np.float64]
+Box = tuple[int, int, int, int]
 
 KAPPA = 1.5  # the power of a box's half perimeter that its score is divided by
 MIN_SCORE = 0.01
 FAINT = 0.05  # paths of a lower affinity are not followed
+
+
+# what is kept of a group while a box is scored, in 32 bytes: paths jump about, and this is one access to memory
+STATE = np.dtype(
+    [
+        ("y", np.int32),  # the place of the group, and the span of its neighbours
+        ("x", np.int32),
+        ("start", np.uint32),
+        ("end", np.uint32),
+        ("strength", np.float32),
+        ("weight", np.float32),  # of the best path from the border so far, 1 if the group crosses it
+        ("stamp", np.int32),  # the last box that reached the group
+        ("queued", np.int32),  # whether the group waits in a queue
+    ],
+    align=True,
+)
 
 
 class EdgeSums(NamedTuple):
@@ -31,22 +48,23 @@ class EdgeSums(NamedTuple):
 
     groups: Floats
     strengths: Floats
-    rows: Ints
+    rows: Counts
     row_index: Ints
-    columns: Ints
+    columns: Counts
     column_index: Ints
 
 
 class Scratch(NamedTuple):
-    """Hold the memory of one thread: per group the last box that reached it, its weight there and whether it waits in
-    the queue; the groups that a box reached, in order; the queue; and the number of boxes so far."""
+    """Hold the memory of one thread.
 
-    stamps: Ints
-    weights: Singles
-    queued: NDArray[np.bool_]
-    order: Ints
-    queue: Ints
-    counter: Ints
+    states: (G + 1,) STATE of every group. queue, later: groups whose neighbours are to be visited, now and in the next
+    round. counters: the number of boxes so far, and that of groups in the queue.
+    """
+
+    states: NDArray[np.void]
+    queue: Counts
+    later: Counts
+    counters: Ints
 
 
 @njit(cache=True, nogil=True)
@@ -63,10 +81,10 @@ def add_up(values: Floats) -> Floats:
 
 
 @njit(cache=True, nogil=True)
-def find_runs(labels: Ints) -> tuple[Ints, Ints]:
+def find_runs(labels: Ints) -> tuple[Counts, Ints]:
     """Return the labels of all runs along the rows of (H, W) labels, and (H, W) the run that each pixel belongs to."""
     height, width = labels.shape
-    runs, index = np.empty(labels.size, np.int32), np.empty((height, width), np.int32)
+    runs, index = np.empty(labels.size, np.uint32), np.empty((height, width), np.int32)
     count = 0
     for y in range(height):
         for x in range(width):
@@ -93,14 +111,13 @@ def sum_edges(groups: EdgeGroups, strength: Singles) -> EdgeSums:
 def make_scratch(groups: EdgeGroups) -> Scratch:
     """Return working memory for scoring boxes with these groups."""
     count = len(groups.strengths)
-    return Scratch(
-        np.zeros(count, np.int32),
-        np.zeros(count, np.float32),
-        np.zeros(count, np.bool_),
-        np.zeros(count, np.int32),
-        np.zeros(count, np.int32),
-        np.zeros(1, np.int32),
-    )
+    states = np.zeros(count, STATE)
+    for group in range(count):
+        state = states[group]
+        state.y, state.x = groups.places[group, 0], groups.places[group, 1]
+        state.start, state.end = groups.starts[group], groups.starts[group + 1]
+        state.strength = groups.strengths[group]
+    return Scratch(states, np.zeros(count, np.uint32), np.zeros(count, np.uint32), np.zeros(2, np.int32))
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -109,59 +126,56 @@ def _inside(sums: Floats, y1: int, x1: int, y2: int, x2: int) -> float:
 
 
 @njit(cache=True, nogil=True)
-def _list_crossing(runs: Ints, span: tuple[int, int], scratch: Scratch, count: int) -> int:
-    """Add the groups of a span of runs, which cross the border of a box, to the order; return its new length."""
-    stamp = scratch.counter[0]
+def _remove_crossing(runs: Counts, span: tuple[int, int], box: Box, scratch: Scratch) -> float:
+    """Queue the groups of a span of runs, which cross the border of a box; return the strength of those in it."""
+    stamp, count, removed = scratch.counters[0], scratch.counters[1], 0.0
     for run in range(span[0], span[1] + 1):
         group = runs[run]
-        if group > 0 and scratch.stamps[group] != stamp:
-            scratch.stamps[group], scratch.weights[group] = stamp, 1
-            scratch.order[count] = group
+        if group == 0:
+            continue
+        state = scratch.states[group]
+        if state.stamp != stamp:
+            state.stamp, state.weight, state.queued = stamp, np.float32(1), 1
+            scratch.queue[count] = group
             count += 1
-    return count
+            if box[0] <= state.y < box[2] and box[1] <= state.x < box[3]:
+                removed += state.strength
+    scratch.counters[1] = count
+    return removed
 
 
 @njit(cache=True, nogil=True)
-def _follow_paths(groups: EdgeGroups, box: Ints, scratch: Scratch, count: int) -> int:
-    """Give every group in the box that a path leads to the largest product of affinities from a crossing one.
+def _follow_paths(groups: EdgeGroups, box: Box, scratch: Scratch, total: float, least: float) -> float:
+    """Return what is left of a total when paths from the crossing groups have taken their share of all in the box.
 
-    Returns how many groups are in the order: the `count` that cross the border, then those that were reached.
+    The weight of a path is the product of its affinities; a group loses its strength times that of the best path to
+    it. Ends as soon as no more than `least` is left, since the rest can only take more away.
     """
-    stamp, queue = scratch.counter[0], scratch.queue
-    queue[:count] = scratch.order[:count]
-    for i in range(count):
-        scratch.queued[queue[i]] = True
-    first, waiting = 0, count
-    while waiting > 0:
-        group = queue[first]
-        first = first + 1 if first + 1 < len(queue) else 0
-        waiting -= 1
-        scratch.queued[group] = False
-        for k in range(groups.starts[group], groups.starts[group + 1]):
-            other = groups.neighbours[k]
-            reached = scratch.weights[group] * groups.affinities[k]
-            if reached < FAINT:
-                continue
-            if scratch.stamps[other] == stamp:
-                if reached <= scratch.weights[other]:
+    states, queue, later = scratch.states, scratch.queue, scratch.later
+    stamp, count = scratch.counters[0], scratch.counters[1]
+    while count > 0:
+        found = 0
+        for i in range(count):
+            state = states[queue[i]]
+            state.queued = 0
+            for k in range(state.start, state.end):
+                reached = state.weight * groups.affinities[k]
+                if reached < FAINT:  # the most alike come first
+                    break
+                other = states[groups.neighbours[k]]
+                before = other.weight if other.stamp == stamp else np.float32(0)
+                inside = box[0] <= other.y < box[2] and box[1] <= other.x < box[3]
+                if reached <= before or not inside:  # a group that crosses has 1 from the start
                     continue
-            elif not _holds(groups, box, other):
-                continue
-            else:
-                scratch.stamps[other], scratch.order[count] = stamp, other
-                count += 1
-            scratch.weights[other] = reached
-            if not scratch.queued[other]:
-                scratch.queued[other] = True
-                queue[(first + waiting) % len(queue)] = other
-                waiting += 1
-    return count
-
-
-@njit(cache=True, nogil=True, inline="always")
-def _holds(groups: EdgeGroups, box: Ints, group: int) -> bool:
-    y, x = groups.places[group, 0], groups.places[group, 1]
-    return bool(box[0] <= y < box[2] and box[1] <= x < box[3])
+                total -= (reached - before) * other.strength
+                if total <= least:
+                    return total
+                if other.stamp != stamp or other.queued == 0:
+                    later[found] = groups.neighbours[k]
+                    found += 1
+                other.stamp, other.weight, other.queued = stamp, reached, 1
+        queue, later, count = later, queue, found
+    return total
 
 
 @njit(cache=True, nogil=True)
@@ -169,51 +183,43 @@ def score_box(groups: EdgeGroups, sums: EdgeSums, box: Ints, scratch: Scratch, f
     """Return the score of a box (equations 2 to 4), 0 if it is not above `floor`.
 
     It is the strength of the groups inside, less what a path connects with the border, less the edges of the middle
-    quarter, over a power of half the half perimeter, as in the authors' code.
+    quarter, over a power of half the half perimeter. As in the authors' code, sides end at the last pixel.
     """
     y1, x1, y2, x2 = np.int64(box[0]), np.int64(box[1]), np.int64(box[2]), np.int64(box[3])
-    half_height, half_width = (y2 - y1) // 2, (x2 - x1) // 2
+    half_height, half_width = (y2 - y1 - 1) // 2, (x2 - x1 - 1) // 2
     y, x = y1 + half_height // 2, x1 + half_width // 2
-    total = _inside(sums.groups, y1, x1, y2, x2) - _inside(sums.strengths, y, x, y + half_height, x + half_width)
-    norm = max(half_height + half_width, 1) ** -KAPPA
-    if total * norm <= floor:
+    middle = _inside(sums.strengths, y, x, y + half_height + 1, x + half_width + 1)
+    total = _inside(sums.groups, y1, x1, y2, x2) - middle
+    size = max(half_height + half_width, 1) ** KAPPA
+    least = floor * size
+    if total <= least:
         return 0.0
-    scratch.counter[0] += 1
-    count = 0
+    scratch.counters[0] += 1
+    scratch.counters[1] = 0
+    corners = (y1, x1, y2, x2)
     for row in (y1, y2 - 1):
-        count = _list_crossing(sums.rows, (sums.row_index[row, x1], sums.row_index[row, x2 - 1]), scratch, count)
+        span = (sums.row_index[row, x1], sums.row_index[row, x2 - 1])
+        total -= _remove_crossing(sums.rows, span, corners, scratch)
     for column in (x1, x2 - 1):
         span = (sums.column_index[y1, column], sums.column_index[y2 - 1, column])
-        count = _list_crossing(sums.columns, span, scratch, count)
-    total -= _removed(groups, box, scratch, (0, count))
-    if total * norm <= floor:  # paths can only take more away
-        return 0.0
-    total -= _removed(groups, box, scratch, (count, _follow_paths(groups, box, scratch, count)))
-    return total * norm if total * norm > floor else 0.0
-
-
-@njit(cache=True, nogil=True, inline="always")
-def _removed(groups: EdgeGroups, box: Ints, scratch: Scratch, span: tuple[int, int]) -> float:
-    """Return what a span of the order takes away from the groups in a box."""
-    total = 0.0
-    for i in range(span[0], span[1]):
-        group = scratch.order[i]
-        if _holds(groups, box, group):
-            total += scratch.weights[group] * groups.strengths[group]
-    return total
+        total -= _remove_crossing(sums.columns, span, corners, scratch)
+    if total > least:  # paths can only take more away
+        total = _follow_paths(groups, corners, scratch, total, least)
+    score = float(total / size)
+    return score if total > least and score > floor else 0.0
 
 
 @njit(cache=True, nogil=True)
-def refine_box(groups: EdgeGroups, sums: EdgeSums, box: Ints, scratch: Scratch, shift: float) -> float:
+def refine_box(groups: EdgeGroups, sums: EdgeSums, box: Ints, scratch: Scratch, best: float, shift: float) -> float:
     """Move the sides of a box, by ever smaller steps, to where it scores better; return its score (section 3.4).
 
-    shift: the step that the search began with, relative to the sides of the box; a first move is half of it.
+    best: its score so far; a box of none, 0, stays. shift: the step that the search began with, relative to the sides
+    of the box; a first move is half of it.
     """
     height, width = groups.labels.shape
-    best = score_box(groups, sums, box, scratch, MIN_SCORE)
     if best == 0:
         return best
-    y_step, x_step = int((box[2] - box[0]) * shift) // 2, int((box[3] - box[1]) * shift) // 2
+    y_step, x_step = int((box[2] - box[0] - 1) * shift) // 2, int((box[3] - box[1] - 1) * shift) // 2
     tried = box.copy()
     while y_step > 2 or x_step > 2:
         y_step, x_step = max(y_step, 1), max(x_step, 1)
@@ -243,9 +249,8 @@ def score_boxes(groups: EdgeGroups, sums: EdgeSums, boxes: Ints) -> Floats:
 
 
 @njit(cache=True, nogil=True)
-def refine_boxes(groups: EdgeGroups, sums: EdgeSums, boxes: Ints, shift: float) -> Floats:
-    """Refine (N, 4) int32 boxes in place; return their scores, (N,) float64."""
-    scratch, scores = make_scratch(groups), np.zeros(len(boxes), np.float64)
+def refine_boxes(groups: EdgeGroups, sums: EdgeSums, boxes: Ints, scores: Floats, shift: float) -> None:
+    """Refine (N, 4) int32 boxes and their scores, (N,) float64, in place."""
+    scratch = make_scratch(groups)
     for i in range(len(boxes)):
-        scores[i] = refine_box(groups, sums, boxes[i], scratch, shift)
-    return scores
+        scores[i] = refine_box(groups, sums, boxes[i], scratch, scores[i], shift)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .boxscores import refine_boxes, score_boxes, sum_edges
+from .boxscores import Floats, refine_boxes, score_boxes, sum_edges
 from .colour import shrink
 from .edgegroups import Ints, Singles, group_edges
 from .edges import find_edges, find_structured_edges, load_forest, steepest, thin
@@ -25,11 +26,11 @@ from .kernels import compiled, usable_cores
 from .ranking import thin_out, without_repeats
 from .structures import Proposals, check_image
 
-VERSION = 1
+VERSION = 2
 SIDE = 500  # pixels of the longer side that is worked on
 ALPHA, BETA = 0.65, 0.75  # IoU of windows that are next to each other; IoU above which a worse box is left out
 MIN_AREA, MAX_RATIO = 1000, 3  # pixels of a window, and its longer side over its shorter one
-REFINED = 4  # times as many windows as boxes are kept, the best, are moved to where they score better
+REFINED = 2.25  # times as many windows as boxes are kept, the best, are moved to where they score better
 CHUNK = 512  # windows that a thread takes at a time
 
 KERNELS: tuple[Any, ...] = (steepest, thin, group_edges, sum_edges, score_boxes, refine_boxes, thin_out)
@@ -77,26 +78,35 @@ def find_boxes(strength: Singles, direction: Singles, most: int, threads: int = 
     """Return (R, 4) int32 boxes, xyxy, x2 and y2 exclusive, best first, at most `most`; see `edges.find_edges`."""
     groups = group_edges(strength, direction)
     sums = sum_edges(groups, strength)
+    windows = make_windows(strength.shape)
     with ThreadPoolExecutor(threads) as pool:
-
-        def each(run: Callable[[Ints], Any], boxes: Ints) -> tuple[Ints, Any]:
-            """Run on chunks of boxes; return boxes and scores, best first, without those that score 0."""
-            chunks = [boxes[start : start + CHUNK] for start in range(0, len(boxes), CHUNK)]
-            scores = np.concatenate([np.zeros(0), *pool.map(run, chunks)])
-            order = np.argsort(-scores, kind="stable")[: np.count_nonzero(scores)]
-            return boxes[order], scores[order]
-
-        windows, _ = each(lambda chunk: score_boxes(groups, sums, chunk), make_windows(strength.shape))
+        found = pool.map(lambda part: score_boxes(groups, sums, windows[part]), _parts(len(windows)))
+        windows, scores = _best(windows, np.concatenate([np.zeros(0), *found]), int(REFINED * most))
         shift = (1 - ALPHA) / (1 + ALPHA)
-        refined, _ = each(lambda chunk: refine_boxes(groups, sums, chunk, shift), windows[: REFINED * most])
-    boxes = without_repeats(np.ascontiguousarray(refined[:, [1, 0, 3, 2]]))
+        tasks = pool.map(
+            lambda part: refine_boxes(groups, sums, windows[part], scores[part], shift), _parts(len(scores))
+        )
+        deque(tasks, 0)
+    boxes = without_repeats(np.ascontiguousarray(_best(windows, scores, len(windows))[0][:, [1, 0, 3, 2]]))
     return boxes[thin_out(boxes, BETA, most)]
+
+
+def _parts(count: int) -> list[slice]:
+    """Return what each task takes of a number of boxes."""
+    return [slice(start, start + CHUNK) for start in range(0, count, CHUNK)]
+
+
+def _best(boxes: Ints, scores: Floats, most: int) -> tuple[Ints, Floats]:
+    """Return boxes and scores, best first, without those that score 0, at most `most`."""
+    order = np.argsort(-scores, kind="stable")[: min(most, np.count_nonzero(scores))]
+    return boxes[order], scores[order]
 
 
 def make_windows(size: tuple[int, ...]) -> Ints:
     """Return (N, 4) int32 windows of an image of (height, width) pixels: y1, x1, y2, x2, exclusive (section 3.4).
 
-    Neighbours in place, size or shape overlap by an IoU of ALPHA; windows are cut at the borders of the image.
+    Neighbours in place, size or shape overlap by an IoU of ALPHA; windows are cut at the borders of the image. Sides go
+    from the first to the last pixel, as in the authors' code.
     """
     height, width = size
     shift, turn, growth = (1 - ALPHA) / (1 + ALPHA), (1 + ALPHA) / (2 * ALPHA), math.sqrt(1 / ALPHA)
@@ -109,7 +119,7 @@ def make_windows(size: tuple[int, ...]) -> Ints:
             ys = np.arange(0, height - h + max(2, int(h * shift)), max(2, int(h * shift)))
             xs = np.arange(0, width - w + max(2, int(w * shift)), max(2, int(w * shift)))
             y, x = np.meshgrid(ys, xs, indexing="ij")
-            corners = [y, x, np.minimum(y + h, height), np.minimum(x + w, width)]
+            corners = [y, x, np.minimum(y + h + 1, height), np.minimum(x + w + 1, width)]
             parts.append(np.stack(corners, axis=-1).reshape(-1, 4).astype(np.int32))
     windows = np.concatenate(parts)
     return windows[(windows[:, 2] - windows[:, 0] > 1) & (windows[:, 3] - windows[:, 1] > 1)]

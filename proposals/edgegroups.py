@@ -1,4 +1,7 @@
-"""Group edge pixels into contours and say how alike neighbouring groups are (Zitnick and Dollar 2014, section 3.1)."""
+"""Group edge pixels into contours and say how alike neighbouring groups are (Zitnick and Dollar 2014, section 3.1).
+
+Pixels are visited column by column, as the authors' code does: the groups depend on it.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int32]
+Counts = NDArray[np.uint32]
 Singles = NDArray[np.float32]
 
 MIN_STRENGTH = 0.1  # of an edge pixel
@@ -24,14 +28,15 @@ class EdgeGroups(NamedTuple):
 
     labels: (H, W) int32, the group of every pixel or 0. strengths: (G + 1,) float32, the summed strength of each.
     places: (G + 1, 2) int32, y and x of the last pixel of each. starts: (G + 2,) int32; the neighbours of group g are
-    neighbours[starts[g] : starts[g + 1]] (int32), with affinities in [0, 1] at the same indices (float32).
+    neighbours[starts[g] : starts[g + 1]] (uint32), the most alike first, with affinities in [0, 1] at the same indices
+    (float32).
     """
 
     labels: Ints
     strengths: Singles
     places: Ints
     starts: Ints
-    neighbours: Ints
+    neighbours: Counts
     affinities: Singles
 
 
@@ -58,15 +63,15 @@ def trace_groups(strength: Singles, direction: Singles) -> tuple[Ints, int]:
     listed = np.zeros((height, width), np.int32)  # the last group that had a pixel in its list
     ys, xs, turns = np.empty(64, np.int32), np.empty(64, np.int32), np.empty(64, np.float64)
     count = 1
-    for start_y in range(1, height - 1):
-        for start_x in range(1, width - 1):
+    for start_x in range(1, width - 1):
+        for start_y in range(1, height - 1):
             if labels[start_y, start_x] != -1:
                 continue
             y, x, size, turned = start_y, start_x, 0, 0.0
             while turned < MAX_TURN:
                 labels[y, x] = count
-                for v in range(y - 1, y + 2):
-                    for u in range(x - 1, x + 2):
+                for u in range(x - 1, x + 2):
+                    for v in range(y - 1, y + 2):
                         if labels[v, u] == -1 and listed[v, u] != count:
                             listed[v, u] = count
                             if size == len(ys):
@@ -106,17 +111,18 @@ def join_small(labels: Ints, count: int, strength: Singles, direction: Singles) 
     moved = free
     while moved > 0:
         moved = 0
-        for y in range(1, height - 1):
-            for x in range(1, width - 1):
+        for x in range(1, width - 1):
+            for y in range(1, height - 1):
                 if labels[y, x] != -1:
                     continue
-                least = 2.0
-                for v in range(y - 1, y + 2):
-                    for u in range(x - 1, x + 2):
+                least, nearest = 2.0, labels[y, x]
+                for u in range(x - 1, x + 2):
+                    for v in range(y - 1, y + 2):
                         turn = _turn(direction[v, u], direction[y, x])
                         if labels[v, u] > 0 and turn < least:
-                            least, labels[y, x] = turn, labels[v, u]
-                moved += int(labels[y, x] != -1)
+                            least, nearest = turn, labels[v, u]
+                labels[y, x] = nearest
+                moved += int(nearest != -1)
     for y in range(height):
         for x in range(width):
             labels[y, x] = max(labels[y, x], 0)
@@ -145,8 +151,8 @@ def measure_groups(labels: Ints, count: int, strength: Singles, direction: Singl
     Means are weighted by strength; that of directions is taken of doubled angles, since opposite ones are the same.
     """
     places, sums = np.zeros((count, 2), np.int32), np.zeros((count, 5), np.float64)
-    for y in range(labels.shape[0]):
-        for x in range(labels.shape[1]):
+    for x in range(labels.shape[1]):
+        for y in range(labels.shape[0]):
             label, value = labels[y, x], strength[y, x]
             if label > 0:
                 places[label, 0], places[label, 1] = y, x
@@ -206,6 +212,17 @@ def find_pairs(labels: Ints, count: int) -> tuple[Ints, Ints]:
 
 
 @njit(cache=True, nogil=True)
+def _sort(neighbours: Counts, affinities: Singles) -> None:
+    """Put the neighbours of a group in the order of falling affinity, in place; equal ones stay in their order."""
+    for i in range(1, len(neighbours)):
+        neighbour, alike, k = neighbours[i], affinities[i], i
+        while k > 0 and affinities[k - 1] < alike:
+            neighbours[k], affinities[k] = neighbours[k - 1], affinities[k - 1]
+            k -= 1
+        neighbours[k], affinities[k] = neighbour, alike
+
+
+@njit(cache=True, nogil=True)
 def group_edges(strength: Singles, direction: Singles) -> EdgeGroups:
     """Group the edges of an image; strength and direction as `edges.find_edges` returns them, (H, W) float32."""
     labels, count = trace_groups(strength, direction)
@@ -216,11 +233,13 @@ def group_edges(strength: Singles, direction: Singles) -> EdgeGroups:
     starts = np.zeros(count + 1, np.int32)
     for label in range(count):
         starts[label + 1] = starts[label] + degrees[label]
-    neighbours, affinities = np.empty(2 * len(pairs), np.int32), np.empty(2 * len(pairs), np.float32)
+    neighbours, affinities = np.empty(2 * len(pairs), np.uint32), np.empty(2 * len(pairs), np.float32)
     filled = starts[:-1].copy()
     for a, b in pairs:
         alike = affinity(means[a], means[b])
         for one, other in ((a, b), (b, a)):
             neighbours[filled[one]], affinities[filled[one]] = other, alike
             filled[one] += 1
+    for label in range(count):
+        _sort(neighbours[starts[label] : starts[label + 1]], affinities[starts[label] : starts[label + 1]])
     return EdgeGroups(labels, strengths, places, starts, neighbours, affinities)

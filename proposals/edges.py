@@ -22,6 +22,7 @@ Singles = NDArray[np.float32]
 SIGMA = 1.5  # pixels of the Gaussian before gradients are taken
 SPREAD = 11  # pixels of the side of the square whose mean gradient an edge is measured by
 FLOOR = 6.0  # levels of 256 per pixel, added to that mean: what is weaker is noise
+PATCH = 32  # pixels of the side of what a forest looks at
 MODEL = "a model of structured edges (model.yml.gz of opencv_extra)"
 
 
@@ -107,8 +108,14 @@ def load_forest(model: Path) -> Any:
 
 
 def find_structured_edges(image: Bytes, forest: Any) -> tuple[Singles, Singles]:
-    """Return strengths and directions as `find_edges` does, by a forest of `load_forest`."""
-    strength = forest.detectEdges(image.astype(np.float32) / 255)
+    """Return strengths and directions as `find_edges` does, by a forest of `load_forest`.
+
+    OpenCV takes no image with a side below 16 pixels, so such a side is filled up by repeating the last row or column.
+    """
+    height, width = image.shape[:2]
+    below, right = max(PATCH - height, 0), max(PATCH - width, 0)
+    filled = cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_REPLICATE)
+    strength = forest.detectEdges(filled.astype(np.float32) / 255)
     direction = forest.computeOrientation(strength)
     thinned = forest.edgesNms(strength, direction)
-    return np.asarray(thinned, np.float32), np.asarray(direction, np.float32)
+    return thinned[:height, :width].copy(), direction[:height, :width].copy()

@@ -33,9 +33,10 @@ from .ranking import Singles, describe, score, thin_out, without_repeats
 from .segmentation import edge_weights, segment, sort_edges
 from .structures import Proposals, check_image
 
-VERSION = 3
+VERSION = 4
 SIDE, SIGMA = 360, 0.6  # pixels of the longer side that is worked on; Gaussian smoothing before segmentation, in pixels
 FIRST_PART = 0.85  # of the boxes are thinned out more
+FEW, FEW_APART = 300, 0.55  # as many boxes come first that overlap no better one of them by more than this IoU
 T = TypeVar("T")
 
 
@@ -114,7 +115,7 @@ class SelectiveSearch:
         boxes, scores = (np.concatenate(part) for part in zip(*parts, strict=True))
         scale = np.array([width / small.shape[1], height / small.shape[0]] * 2)
         boxes = np.rint(boxes * scale).astype(np.int32)[np.argsort(-scores, kind="stable")]
-        chosen = _choose(without_repeats(boxes), mode, self.max_boxes)
+        chosen = choose(without_repeats(boxes), mode, self.max_boxes)
         return Proposals(torch.from_numpy(chosen.astype(np.float32)))
 
 
@@ -175,12 +176,18 @@ def _boxes_and_scores(trees: list[Hierarchy]) -> tuple[Ints, Singles]:
     return np.concatenate([tree.regions[:, :4] for tree in trees]), np.concatenate(scores)
 
 
-def _choose(boxes: Ints, mode: Mode, most: int) -> Ints:
-    """Thin out boxes that are in order, best first, and keep the order of each of the two parts."""
+def choose(boxes: Ints, mode: Mode, most: int) -> Ints:
+    """Thin out boxes that are in order, best first, in two parts; then let those come first that are far apart."""
+    boxes = _prefer(boxes, mode.apart, most, max(round(FIRST_PART * most), 1))
+    boxes = boxes[thin_out(boxes, mode.almost_same, most)]
+    return _prefer(boxes, FEW_APART, min(FEW, most), FEW)
+
+
+def _prefer(boxes: Ints, apart: float, most: int, count: int) -> Ints:
+    """Put up to `count` boxes first, of the `most` best that overlap none of them by more than an IoU of `apart`."""
     first = np.zeros(len(boxes), np.bool_)
-    first[np.flatnonzero(thin_out(boxes, mode.apart, most))[: max(round(FIRST_PART * most), 1)]] = True
-    boxes = np.concatenate([boxes[first], boxes[~first]])
-    return boxes[thin_out(boxes, mode.almost_same, most)]
+    first[np.flatnonzero(thin_out(boxes, apart, most))[:count]] = True
+    return np.concatenate([boxes[first], boxes[~first]])
 
 
 def is_compiled() -> bool:

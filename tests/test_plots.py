@@ -70,14 +70,37 @@ def test_it_leaves_matplotlib_as_it_was(tmp_path: Path) -> None:
 
 
 def test_curves_are_drawn_each_in_a_colour_of_its_own(tmp_path: Path) -> None:
-    curves = {f"way {number}": ([0.5, 0.75, 1.0], [0.9 - number / 12, 0.5, 0.1]) for number in range(8)}
+    """Ten curves at ten heights: whole, dashed and dotted in turn, all in the legend."""
+    curves = {f"way {number}": ([0.5, 1.0], [0.05 + 0.1 * number] * 2) for number in range(10)}
     plot_curves(curves, "IoU", tmp_path / "recall.png")
     picture = read_image(tmp_path / "recall.png")
-    for rgb in ((31, 78, 121), (209, 121, 59), (76, 159, 112), (166, 61, 87)):
-        assert colour(picture, rgb).sum() > 300
+    left, legend = picture[:, :, :800], picture[:, :, 850:]
+    whole = [(31, 78, 121), (166, 61, 87), (181, 154, 30), (92, 61, 36)]
+    dashed, dotted = (
+        [(209, 121, 59), (122, 94, 168), (90, 180, 214)],
+        [(76, 159, 112), (138, 138, 138), (214, 127, 180)],
+    )
+    widths = {rgb: int(colour(left, rgb, 6).sum(dim=1).max()) for rgb in (*whole, *dashed, *dotted)}
+    assert len({widths[rgb] for rgb in whole}) == 1
+    assert all(200 < widths[rgb] < 0.9 * widths[whole[0]] for rgb in (*dashed, *dotted))
+    assert all(widths[one] > widths[other] for one in dashed for other in dotted)
+    assert all(colour(legend, rgb, 6).any() for rgb in widths)
+
+
+def test_a_long_name_leaves_room_for_the_curves(tmp_path: Path) -> None:
+    def drawn(name: str) -> int:
+        plot_curves({name: ([0.5, 1.0], [0.5, 0.5])}, "IoU", tmp_path / "recall.png")
+        marks = colour(read_image(tmp_path / "recall.png"), (31, 78, 121))
+        return int(marks.sum(dim=1).max())  # of the row of the curve
+
+    short, long = drawn("json:a.json"), drawn(f"json:{'folder/' * 20}boxes.json")
+    assert short > long > 500
+
+
+def test_curves_of_counts_have_a_logarithmic_axis(tmp_path: Path) -> None:
     plot_curves({"one": ([1, 10, 100], [0, 0.4, 0.8])}, "boxes", tmp_path / "log.png")
     marks = colour(read_image(tmp_path / "log.png"), (31, 78, 121)).nonzero()
-    marks = marks[marks[:, 0] > 80]  # the legend is above
+    marks = marks[marks[:, 1] < 700]  # the legend is to the right
     top, bottom = marks[:, 0].min(), marks[:, 0].max()
     middle = marks[(marks[:, 0] - (top + bottom) / 2).abs() < 3][:, 1].float().mean()
     left, right = marks[marks[:, 0] > bottom - 3][:, 1].min(), marks[marks[:, 0] < top + 3][:, 1].max()

@@ -166,7 +166,7 @@ class _Job:
         try:
             found = self._find(image, path, boxes, seconds)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+            raise ValueError(str(error) if path in str(error) else f"{path}: {error}") from error
         times = {stage: round(seconds.stages.get(stage, 0.0), 6) for stage in _STAGES}
         height, width = image.shape[1:]
         rows = found.to_dicts()

@@ -24,8 +24,9 @@ from .workers import Finished, ImageFile, Runner, Work, propose_here, propose_in
 if TYPE_CHECKING:
     from proposals.store import ProposalStore
 
-_SAFE = re.compile(r"[\w-][\w.-]*")
 _INDEX = "index.json"
+_CACHED = "proposals"  # folder of a cache of `sppnet train` and `sppnet evaluate`
+_LONGEST = 60  # characters of a stem in a file name: file systems allow 255 bytes
 
 
 @click.command()
@@ -55,7 +56,8 @@ def propose(ctx: click.Context, paths: tuple[str, ...], out: Path, proposals: st
     best first, and "scale", by which they must be divided; proposals.store.load_proposals reads it.
 
     What is there already is not computed again, so the same command continues what was stopped or killed. Annotated
-    photos proposed into CACHE/proposals are found by `sppnet train` and `sppnet evaluate` with --cache CACHE.
+    photos proposed into CACHE/proposals are found by `sppnet train` and `sppnet evaluate` with --cache CACHE;
+    CACHE/images.json then tells them, as ever, which photos those are.
 
     A file that cannot be used is named on stderr, the others are processed, and the exit code is 1.
 
@@ -69,15 +71,14 @@ def propose(ctx: click.Context, paths: tuple[str, ...], out: Path, proposals: st
     from proposals.store import ProposalStore
 
     check_writable(out, "--out")
-    files, problems = _find(paths)
+    files, problems = _find(paths, out)
     if not files:
         raise click.UsageError(f"expected at least one image, got none from {', '.join(paths)}", ctx)
     for problem in problems:
         click.echo(f"sppnet: {problem}", err=True)
     proposer = prepare_proposer(proposals, usable_cores(), pyramid=False)
     store = ProposalStore(out, proposer)
-    there = [file for file in files if file.path.is_file()]  # what is missing is named when its turn comes
-    check_images(out, there)
+    _check_images(out, files)
     missing = [file for file in files if store.load(file.image_id) is None]
     workers = min(workers or usable_cores(), max(len(missing), 1))
     compile_kernels(proposer)
@@ -106,8 +107,12 @@ class _File:
     path: Path
 
 
-def _find(paths: Sequence[str]) -> tuple[list[ImageFile], list[str]]:
-    """Return the images that the command line means, with ids that are unique and safe as file names, and problems."""
+def _find(paths: Sequence[str], out: Path) -> tuple[list[ImageFile], list[str]]:
+    """Return the images that the command line means, with ids that are unique and safe as file names, and problems.
+
+    Annotated photos have the ids of their data set. Others have their stem, and some digits of a hash of the path
+    behind it where another image has that id, in this run or in an earlier one in `out`, or where it is unsafe.
+    """
     from detector.datasets import open_datasets
 
     specs = [path for path in paths if path.startswith(("voc:", "coco:"))]
@@ -115,39 +120,72 @@ def _find(paths: Sequence[str]) -> tuple[list[ImageFile], list[str]]:
     files: list[ImageFile] = [*open_datasets(specs)] if specs else []
     taken = Counter(file.image_id.casefold() for file in files) + Counter(Path(name).stem.casefold() for name in names)
     known = {os.path.realpath(file.path) for file in files}
+    earlier = _earlier(out)
     for name in names:
-        if os.path.realpath(name) in known:
+        real, stem = os.path.realpath(name), Path(name).stem
+        if real in known:
             continue
-        stem = Path(name).stem
-        digits = hashlib.sha256(os.path.realpath(name).encode()).hexdigest()[:8]
-        if not _SAFE.fullmatch(stem):
-            files.append(_File(f"image-{digits}", Path(name)))
-        else:
-            files.append(_File(f"{stem}-{digits}" if taken[stem.casefold()] > 1 else stem, Path(name)))
+        safe = re.sub(r"[^\w.-]", "_", stem).lstrip(".")[:_LONGEST] or "_"
+        others = earlier.get(stem.casefold(), set()) - {real}
+        digits = "" if safe == stem and taken[stem.casefold()] == 1 and not others else f"-{_digits(real)}"
+        files.append(_File(f"{safe}{digits}", Path(name)))
     return files, problems
+
+
+def _digits(path: str) -> str:
+    return hashlib.sha256(os.fsencode(path)).hexdigest()[:8]
+
+
+def _earlier(out: Path) -> dict[str, set[str]]:
+    """Return, by id in lower case, the real paths of all images whose boxes `out` has, whatever proposed them."""
+    found: dict[str, set[str]] = {}
+    for index in out.glob(f"*/{_INDEX}"):
+        for path, file in _read_index(index).items():
+            found.setdefault(Path(file).stem.casefold(), set()).add(os.path.realpath(path))
+    return found
+
+
+def _check_images(out: Path, files: Sequence[ImageFile]) -> None:
+    """Raise ValueError if `out` has boxes of other images under the same ids; note the sizes of these.
+
+    Annotated photos in CACHE/proposals are noted in CACHE, too, where `sppnet train` and `sppnet evaluate` look.
+    """
+    there = [file for file in files if file.path.is_file()]  # what is missing is named when its turn comes
+    try:
+        if out.name == _CACHED:
+            check_images(out.parent, [file for file in there if not isinstance(file, _File)])
+        check_images(out, there)
+    except ValueError as error:
+        raise ValueError(str(error).replace("--cache", "--out")) from error
 
 
 def _write_index(store: ProposalStore, files: Sequence[ImageFile]) -> None:
     """Note which file holds the boxes of which image, for all that are there, and for those of earlier runs."""
-    import json
-
     from detector.files import write_json
 
     path = store.folder / _INDEX
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        index = {}
+    index = _read_index(path)
     index |= {str(file.path): f"{file.image_id}.npz" for file in files if store.path(file.image_id).is_file()}
     if index:
         write_json(path, index)
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    """Return the file of every image; nothing if there is no index or it is damaged: the boxes are what counts."""
+    import json
+
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {str(name): str(file) for name, file in index.items()} if isinstance(index, dict) else {}
 
 
 def _report(store: ProposalStore, files: Sequence[ImageFile], finished: Sequence[Finished]) -> None:
     counts = [len(found) for found in map(store.load, (file.image_id for file in files)) if found is not None]
     if not counts:
         return
-    line = f"{len(counts)} images, {statistics.median(counts):g} boxes each (median)"
+    line = f"{len(counts)} image{'s' * (len(counts) != 1)}, {statistics.median(counts):g} boxes each (median)"
     seconds = [result.seconds for result in finished if not result.problem]
     if seconds:
         line += f", {statistics.median(seconds):.3f} s each for {len(seconds)} of them"

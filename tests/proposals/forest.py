@@ -26,8 +26,8 @@ MAGNITUDE, MIDDLE = 3, 8 * 16 + 8  # the channel behind the three colours; the m
 
 
 def write_forest(path: Path) -> Path:
-    """Write the model: if the gradient in the middle of a patch is steep, the patch has an edge there."""
-    middle = [8 * 16 + x for x in range(16)]
+    """Write the model: if the gradient in the middle of a patch is steep, there are edges around it."""
+    middle = [y * 16 + x for y in range(4, 12) for x in range(4, 12)]
     file = cv2.FileStorage(str(path), cv2.FILE_STORAGE_WRITE)
     file.startWriteStruct("options", cv2.FILE_NODE_MAP)
     for name, value in OPTIONS.items():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from proposals.edges import find_edges, find_structured_edges, load_forest, steepest, thin
+from tests.proposals.forest import write_forest
 
 has_forests = hasattr(getattr(cv2, "ximgproc", None), "createStructuredEdgeDetection")
 
@@ -93,12 +94,29 @@ def test_a_missing_or_wrong_model_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not has_forests, reason="needs a contrib build of OpenCV: no ximgproc in this")
-def test_a_forest_gives_maps_like_those_of_gradients(tmp_path: Path) -> None:
-    from tests.proposals.forest import write_forest
-
-    strength, direction = find_structured_edges(draw_line(0), load_forest(write_forest(tmp_path / "model.yml")))
+@pytest.mark.parametrize("degrees", [0, 30, 60, 120, 150])
+def test_edges_of_a_forest_lie_on_their_line_and_point_across_it(degrees: float, tmp_path: Path) -> None:
+    """The forest draws squares of 8 pixels on the line, so a place is known by half of that and directions roughly."""
+    forest = load_forest(write_forest(tmp_path / "model.yml.gz"))
+    strength, direction = find_structured_edges(draw_line(degrees), forest)
     assert strength.shape == direction.shape == (90, 130)
     assert strength.dtype == direction.dtype == np.float32
-    assert strength.min() >= 0
-    assert direction.min() >= 0
-    assert direction.max() <= math.pi
+    assert 0.1 < strength.max() <= 1
+    assert 0 <= direction.min() <= direction.max() <= math.pi
+    angle = math.radians(degrees)
+    y, x = np.nonzero(strength > 0.1)
+    inner = (y > 9) & (y < 80) & (x > 9) & (x < 120)
+    assert inner.sum() > 60
+    assert np.median(np.abs((x - 64.5) * math.cos(angle) + (y - 44.5) * math.sin(angle))[inner]) < 4
+    turned = np.abs(direction[y, x] - angle)[inner]
+    assert np.median(np.minimum(turned, math.pi - turned)) < math.radians(15)
+
+
+@pytest.mark.skipif(not has_forests, reason="needs a contrib build of OpenCV: no ximgproc in this")
+@pytest.mark.parametrize("size", [(1, 1), (2, 40), (40, 3), (15, 16)])
+def test_a_forest_takes_images_smaller_than_its_patches(size: tuple[int, int], tmp_path: Path) -> None:
+    image = np.random.default_rng(3).integers(0, 256, (*size, 3), np.uint8)
+    strength, direction = find_structured_edges(image, load_forest(write_forest(tmp_path / "model.yml.gz")))
+    assert strength.shape == direction.shape == size
+    assert np.isfinite(strength).all()
+    assert np.isfinite(direction).all()

@@ -14,7 +14,7 @@ from torchvision.ops import box_iou
 from detector.datasets import open_dataset
 from detector.images import read_image
 from proposals import fast
-from proposals.fast import FIRST_PART, MODES, Mode, SelectiveSearch, grow_hierarchies, is_compiled
+from proposals.fast import FEW, FEW_APART, FIRST_PART, MODES, Mode, SelectiveSearch, grow_hierarchies, is_compiled
 from proposals.objectness import HIDDEN, OUTPUT
 from proposals.ranking import FEATURES, describe, score, thin_out
 from proposals.recall import average_best_overlap, best_overlaps, recall_at
@@ -80,9 +80,10 @@ def test_near_duplicates_are_thinned_out(photo: Tensor) -> None:
     overlaps = box_iou(boxes, boxes).fill_diagonal_(0)
     mode = MODES["fast"]
     assert overlaps.max() <= mode.almost_same + 1e-6  # limits are compared in single precision
-    first = round(FIRST_PART * 1000)
-    assert overlaps[:first, :first].max() <= mode.apart + 1e-6
-    assert overlaps[first:].max() > mode.apart
+    assert overlaps[:FEW, :FEW].max() <= FEW_APART + 1e-6
+    assert overlaps[FEW:].max() > FEW_APART
+    far = [number for number in range(1000) if bool((overlaps[number, :number] <= mode.apart + 1e-6).all())]
+    assert len(far) >= round(FIRST_PART * 1000), "this many overlap none before them by more"
 
 
 def plain_thin_out(boxes: np.ndarray, limit: float, most: int) -> list[bool]:

@@ -4,33 +4,26 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import scipy.io
 import torch
+from click.testing import CliRunner
+from PIL import Image
 
+from detector.checkpoints import load_detector, save_detector
+from detector.cli import main
+from detector.config import Config
+from detector.images import read_image
+from detector.sppnet import SPPNet
 from proposals.files import AnnotatedBoxes, JsonBoxes, MatlabBoxes
 from proposals.registry import make_proposer
 from proposals.store import settings_key
+from proposals.structures import Proposals
 from tests.contracts import awkward_images, check_proposer
+from tests.proposals.matfiles import save_mat
 
 IMAGE = torch.zeros(3, 60, 100, dtype=torch.uint8)
-
-
-def cells(values: list[Any]) -> np.ndarray[Any, Any]:
-    """Return a MATLAB cell array of one column."""
-    array = np.empty((len(values), 1), object)
-    for i, value in enumerate(values):
-        array[i, 0] = value
-    return array
-
-
-def save_mat(path: Path, entries: dict[str, Any], names: str = "images", boxes: str = "boxes") -> Path:
-    content = {names: cells(list(entries)), boxes: cells([np.asarray(value) for value in entries.values()])}
-    scipy.io.savemat(path, content, do_compression=True)
-    return path
 
 
 def save_xml(root: Path, stem: str, boxes: list[tuple[float, ...]]) -> Path:
@@ -77,23 +70,18 @@ def test_they_keep_the_contract(kind: str, tmp_path: Path) -> None:
     assert proposer(IMAGE, path_of(0)).boxes.tolist() == expected
 
 
-def test_matlab_boxes_are_one_based_and_inclusive_rows_before_columns(tmp_path: Path) -> None:
+@pytest.mark.parametrize("compress", [True, False])
+def test_matlab_boxes_are_one_based_and_inclusive_rows_before_columns(compress: bool, tmp_path: Path) -> None:
     """The pixels of rows 3 to 10 and columns 20 to 31, counted from 1."""
     entries = {
         "000005": [[3, 20, 10, 31]],
         "000007.jpg": np.zeros((0, 4)),
         "000009": np.array([[1, 1, 60, 100]], np.uint16),
     }
-    proposer = MatlabBoxes(save_mat(tmp_path / "voc_2007_test.mat", entries))
+    proposer = MatlabBoxes(save_mat(tmp_path / "voc_2007_test.mat", entries, compress=compress))
     assert proposer(IMAGE, Path("a/000005.jpg")).boxes.tolist() == [[19, 2, 31, 10]]
     assert proposer(IMAGE, Path("000007.jpg")).boxes.tolist() == [[0, 0, 100, 60]], "none is the whole image"
     assert proposer(IMAGE, Path("000009.png")).boxes.tolist() == [[0, 0, 100, 60]]
-
-
-def test_a_row_of_cells_is_as_good_as_a_column(tmp_path: Path) -> None:
-    content = {"images": cells(["a", "b"]).T, "boxes": cells([np.ones((1, 4)), 2 * np.ones((2, 4))]).T}
-    scipy.io.savemat(tmp_path / "row.mat", content)
-    assert MatlabBoxes(tmp_path / "row.mat")(IMAGE, Path("b.jpg")).boxes.tolist() == [[1, 1, 2, 2]]
 
 
 def test_annotations_are_one_based_and_inclusive(tmp_path: Path) -> None:
@@ -106,6 +94,19 @@ def test_annotations_are_one_based_and_inclusive(tmp_path: Path) -> None:
         [0, 0, 100, 60],
     ]
     assert proposer(IMAGE, Path("empty.jpg")).boxes.tolist() == [[0, 0, 100, 60]]
+
+
+@pytest.mark.parametrize("kind", ["json", "mat"])
+def test_images_are_looked_up_by_path_name_stem_and_number(kind: str, tmp_path: Path) -> None:
+    """The width of its box tells which entry an image got."""
+    names = ["a/cat.jpg", "cat.jpg", "cat", "139"]
+    if kind == "json":
+        (tmp_path / "a.json").write_text(json.dumps({name: [[0, 0, i + 1, 5]] for i, name in enumerate(names)}))
+    else:
+        save_mat(tmp_path / "a.mat", {name: [[1, 1, 5, i + 1]] for i, name in enumerate(names)})
+    proposer = make_proposer(f"{kind}:{tmp_path / f'a.{kind}'}")
+    asked = ["a/cat.jpg", "x/../a/cat.jpg", "b/cat.jpg", "b/cat.png", "val/000000000139.jpg"]
+    assert [proposer(IMAGE, Path(path)).boxes[0, 2].item() for path in asked] == [1, 1, 2, 3, 4]
 
 
 def test_json_boxes_keep_the_order_of_the_file(tmp_path: Path) -> None:
@@ -147,60 +148,26 @@ def test_settings_follow_the_content_and_not_the_place(tmp_path: Path) -> None:
         settings_key(AnnotatedBoxes(tmp_path / "two").settings),
     ]
     mats = [save_mat(tmp_path / f"{i}.mat", {"cat": [[1, 1, 5, i]]}) for i in (7, 8)]
+    (tmp_path / "one/Annotations/cat.xml").rename(tmp_path / "one/Annotations/cow.xml")
+    changed.append(settings_key(AnnotatedBoxes(tmp_path / "one").settings))  # the boxes of another image
     keys = [json_keys[0], xml_keys[0], *changed, *(settings_key(MatlabBoxes(mat).settings) for mat in mats)]
     assert len(set(keys)) == len(keys)
-
-
-@pytest.mark.parametrize(
-    ("entries", "names", "message"),
-    [
-        ({"a": [[1, 2, 3]]}, "images", r"a: expected boxes of shape \(R, 4\), finite numbers, got \(1, 3\)"),
-        ({"a": [[1, 2, 3, np.nan]]}, "images", "expected boxes of shape"),
-        ({"a": ["text"]}, "images", "expected boxes of shape"),
-        ({"a": [[1, 2, 3, 4]]}, "photos", "expected a MATLAB file with the cell arrays images and boxes, got none"),
-    ],
-)
-def test_matlab_files_of_another_kind_are_refused(
-    entries: dict[str, Any], names: str, message: str, tmp_path: Path
-) -> None:
-    file = save_mat(tmp_path / "a.mat", entries, names)
-    with pytest.raises(ValueError, match=message) as caught:
-        MatlabBoxes(file)
-    assert str(caught.value).startswith(f"{file}: ")
-
-
-@pytest.mark.parametrize("damage", ["empty", "text", "cut", "hdf5", "uneven", "twice"])
-def test_damaged_matlab_files_are_named_in_one_sentence(damage: str, tmp_path: Path) -> None:
-    file = save_mat(tmp_path / "a.mat", {f"{i:06d}": np.arange(400).reshape(100, 4) + 1 for i in range(20)})
-    content = file.read_bytes()
-    if damage == "uneven":
-        scipy.io.savemat(file, {"images": cells(["a", "b"]), "boxes": cells([np.ones((1, 4))])})
-    elif damage == "twice":
-        scipy.io.savemat(file, {"images": cells(["a", "a"]), "boxes": cells([np.ones((1, 4))] * 2)})
-    else:
-        version = content[:124] + b"\x00\x02" + content[126:]  # the two bytes that say 7.3
-        file.write_bytes({"empty": b"", "text": b"x1 y1 x2 y2\n" * 20, "cut": content[:-200], "hdf5": version}[damage])
-    with pytest.raises(ValueError, match="expected a MATLAB file with the cell arrays images and boxes") as caught:
-        MatlabBoxes(file)
-    assert str(caught.value).startswith(f"{file}: ")
-    assert "\n" not in str(caught.value)
-    if damage == "hdf5":
-        assert "save it with -v7" in str(caught.value)
 
 
 def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"^{tmp_path}: expected a VOC tree with a folder Annotations, got none$"):
         AnnotatedBoxes(tmp_path)
     for kind in (JsonBoxes, MatlabBoxes):
-        with pytest.raises(FileNotFoundError) as caught:
-            kind(tmp_path / "none")
-        assert str(tmp_path / "none") in str(caught.value)
+        for path, got in ((tmp_path / "none", "no such file"), (tmp_path, "a folder")):
+            with pytest.raises(FileNotFoundError, match=f"^{path}: expected a file of boxes, got {got}$"):
+                kind(path)
 
 
 @pytest.mark.parametrize(
     ("xml", "message"),
     [
         ("<annotation><object>", "expected VOC XML, got a damaged or truncated file"),
+        ("<html></html>", "expected VOC XML with the root <annotation>, got <html>"),
         ("<annotation><object><bndbox><xmin>1</xmin></bndbox></object></annotation>", "expected four finite numbers"),
     ],
 )
@@ -209,3 +176,29 @@ def test_damaged_annotations_are_named(xml: str, message: str, tmp_path: Path) -
     file.write_text(xml)
     with pytest.raises(ValueError, match=f"^{file}: {message}"):
         AnnotatedBoxes(tmp_path)(IMAGE, Path("cat.jpg"))
+
+
+def test_the_command_detects_in_the_boxes_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One photo has boxes in the file; the other has none and is told."""
+    monkeypatch.chdir(tmp_path)
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        settings = Config(shorter=128, longest=256, channels=8, hidden=16, readable_score=0.0)
+        save_detector(SPPNet(settings, ("circle", "square")), tmp_path / "tiny.safetensors")
+    pixels = np.random.default_rng(1).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    for name in ("one.png", "two.png"):
+        Image.fromarray(pixels).save(name)
+    boxes = [[30, 20, 90, 80], [0, 0, 60, 45], [100, 60, 150, 95]]
+    Path("boxes.json").write_text(json.dumps({"one": boxes}))
+    options = ["--out", "out", "--model", "tiny.safetensors", "--proposals", "json:boxes.json", "--json-only"]
+    result = CliRunner().invoke(main, ["detect", "one.png", "two.png", *options])
+    assert result.exit_code == 1
+    (told,) = [line for line in result.stderr.splitlines() if not line.startswith("compiling kernels")]
+    assert told.startswith("sppnet: two.png: ")
+    assert told.endswith("expected an entry for it in boxes.json, got none")
+    (entry,) = json.loads(Path("out/detections.json").read_text())
+    clipped = Proposals(torch.tensor([*boxes[:2], [100, 60, 120, 90]], dtype=torch.float32))
+    expected = load_detector("tiny.safetensors").predict(read_image("one.png"), clipped).to_dicts()
+    assert entry["image"] == "one.png"
+    assert entry["detections"] == expected
+    assert expected

@@ -13,6 +13,7 @@ from proposals.recall import (
     overlaps_by_count,
     recall_at,
     recall_by_count,
+    spread_counts,
 )
 from proposals.structures import Proposals
 
@@ -113,6 +114,22 @@ def test_coverage_is_counted_by_hand() -> None:
     assert 0 <= found.recall_shuffled[1] < 2 / 3
     again = measure_coverage(PROPOSALS, TRUTHS, labels, ("a", "b", "c"), (1, 2, 5))
     assert again.to_dict() == found.to_dict()
+
+
+def test_counts_reach_the_largest_number_of_boxes() -> None:
+    assert spread_counts(12) == [1, 2, 3, 5, 7, 10, 12, 100, 300, 1000, 2000]
+    assert spread_counts(0) == [1, 100, 300, 1000, 2000]
+    assert spread_counts(4321)[-3:] == [2000, 3000, 4321]
+    labels = [torch.zeros(len(truth)).long() for truth in TRUTHS]
+    found = measure_coverage(PROPOSALS, TRUTHS, labels, ("a",))
+    assert found.most_boxes == 5
+    assert found.curve == {1: 1 / 3, 2: 2 / 3, 3: 2 / 3, 5: 2 / 3}
+    assert found.recall_by_count[2000] == found.curve[5] == found.recall[0.5]
+
+
+def test_labels_that_do_not_match_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected one label for every object of every image"):
+        measure_coverage(PROPOSALS, TRUTHS, [torch.zeros(1).long()] * 3, ("a",))
 
 
 def test_random_orders_find_what_chance_says() -> None:

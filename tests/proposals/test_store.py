@@ -46,6 +46,24 @@ def test_nothing_is_lost(tmp_path: Path, boxes: list[list[float]], stored: type)
         assert file["boxes"].dtype == stored
 
 
+def test_files_are_compact(tmp_path: Path) -> None:
+    """Whole pixels take at most 2 bytes each, quarters too; float16 would not hold either."""
+    generator = torch.Generator().manual_seed(1)
+    corners = torch.rand(2000, 2, 2, generator=generator).sort(dim=1).values * torch.tensor([4000.0, 3000.0])
+    for scale in (1, 4):
+        boxes = (corners.reshape(-1, 4) * scale).round() / scale
+        assert not torch.equal(boxes.half().float(), boxes)
+        save_proposals(tmp_path / "a.npz", Proposals(boxes))
+        assert (tmp_path / "a.npz").stat().st_size < 2 * 4 * 2000 + 600
+
+
+def test_files_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", boxes=np.array([[0, 2, 7, 9]], np.int16), scale=np.int16(4))
+    loaded = load_proposals(tmp_path / "a.npz")
+    assert loaded is not None
+    assert loaded.boxes.tolist() == [[0, 0.5, 1.75, 2.25]]
+
+
 @given(st.lists(st.tuples(*[st.floats(0, 2**24, width=32)] * 4), max_size=8))
 def test_nothing_is_lost_of_any_numbers(tmp_path_factory: pytest.TempPathFactory, boxes: list[tuple[float]]) -> None:
     path = tmp_path_factory.getbasetemp() / "any.npz"
@@ -88,7 +106,7 @@ def test_the_key_is_a_hash_of_sorted_json() -> None:
 
 def damage(content: bytes, how: str) -> bytes:
     if how == "bit":
-        place = content.index(b"NUMPY") + 200  # in the numbers
+        place = content.index(b"boxes.npy") + 60  # in the numbers
         return content[:place] + bytes([content[place] ^ 255]) + content[place + 1 :]
     return {"empty": b"", "half": content[: len(content) // 2], "text": b"not an archive", "last": content[:-1]}[how]
 
