@@ -291,7 +291,7 @@ def test_a_worker_that_dies_is_told_in_one_sentence(tmp_path: Path) -> None:
     killer.join()
     assert result.exit_code == 1
     message = "sppnet: error: expected workers to live, but one died, perhaps for want of memory; the same command"
-    assert [line for line in result.stderr.splitlines() if line.startswith("sppnet")][0].startswith(message)
+    assert next(line for line in result.stderr.splitlines() if line.startswith("sppnet")).startswith(message)
     assert 0 < len(boxes_in(out)) < 12
     assert all(load_proposals(path) is not None for path in out.rglob("*.npz"))
 
