@@ -192,7 +192,7 @@ GOOD = "voc:toy:test"  # two whole images
         ([GOOD, "--set", "layers=[conv9]"], 1, "expected layers of efficientnet_lite0 among blocks.4"),
         ([GOOD, "--set", "levels=[4,3]"], 1, "expected pyramid levels that divide the first, got (4, 3)"),
         ([GOOD, "--set", "projection=outside"], 1, "expected a projection among nearest, inside"),
-        ([GOOD, "--set", "proposals=dowsing"], 1, "expected a proposer named fast"),
+        ([GOOD, "--set", "proposals=dowsing"], 1, "expected a proposer named single, fast"),
         ([GOOD, "--config", "bad.yaml"], 1, "bad.yaml: expected settings among trunk"),
         ([GOOD, "--config", "list.yaml"], 1, "list.yaml: expected `key: value` lines, got list"),
         ([GOOD, "--config", "none.yaml"], 2, "'none.yaml' does not exist"),
