@@ -237,6 +237,9 @@ def test_the_help_names_every_column() -> None:
     text = " ".join(CliRunner().invoke(main, ["recall", "--help"]).stdout.split())
     for part in ("--data", "--proposals", "--out", "--threads", "average best overlap (ABO)", "MABO", "recall_iou.png"):
         assert part in text
+    text = " ".join(CliRunner().invoke(main, ["propose", "--help"]).stdout.split())
+    for part in ("--proposals", "--out", "--workers", "json:FILE", "annotations:ROOT", "settings.json", "index.json"):
+        assert part in text
     listed = CliRunner().invoke(main, ["--help"]).stdout
-    assert "recall" in listed
+    assert "sppnet propose photos/ --out boxes" in listed
     assert "sppnet recall --data voc:VOC2007:test" in listed

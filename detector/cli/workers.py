@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -67,7 +68,8 @@ def propose_in_processes(work: Work, files: Sequence[ImageFile], workers: int) -
     waiting: set[Future[Finished]] = set()
     try:
         for file in files:
-            waiting.add(pool.submit(_run, file.image_id, file.path))
+            with _without_interrupts():  # submit starts processes
+                waiting.add(pool.submit(_run, file.image_id, file.path))
             if len(waiting) >= 2 * workers:
                 done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in done)
@@ -79,6 +81,22 @@ def propose_in_processes(work: Work, files: Sequence[ImageFile], workers: int) -
         raise click.ClickException(f"{message}, fewer --workers need less") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Hold Ctrl-C back, from processes that are started meanwhile, too: a terminal sends it to all of a command's.
+
+    Without, one that is still importing dies of it. What is held back reaches this process at the end of the block.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _store: Any = None  # of a worker process
