@@ -33,10 +33,10 @@ from .ranking import Singles, describe, score, thin_out, without_repeats
 from .segmentation import edge_weights, segment, sort_edges
 from .structures import Proposals, check_image
 
-VERSION = 4
+VERSION = 5
 SIDE, SIGMA = 360, 0.6  # pixels of the longer side that is worked on; Gaussian smoothing before segmentation, in pixels
 FIRST_PART = 0.85  # of the boxes are thinned out more
-FEW, FEW_APART = 300, 0.55  # as many boxes come first that overlap no better one of them by more than this IoU
+FIRST_APART = 0.55  # the first boxes, as many as a mode says, overlap no better one of them by more than this IoU
 T = TypeVar("T")
 
 
@@ -47,7 +47,8 @@ class Mode:
     spaces: names in `colour.SPACES`. grains: k and the smallest size of regions in pixels, one pair for each
     segmentation. strategies: weights of colour, texture, size and fill. apart: the first 85 % of the boxes overlap no
     better one by more than this IoU, so that few boxes find many objects. almost_same: the rest are the best that
-    overlap none by more than this; they fit objects better that are found already.
+    overlap none by more than this; they fit objects better that are found already. first: as many boxes come first that
+    are further apart still (`FIRST_APART`); a mode with one hierarchy has too few good boxes for it.
     """
 
     spaces: tuple[str, ...]
@@ -56,11 +57,12 @@ class Mode:
     max_boxes: int = 2000
     apart: float = 0.75
     almost_same: float = 0.9
+    first: int = 300
 
 
 _ALL, _NO_COLOUR, _SIZE_AND_FILL, _FILL = (1, 1, 1, 1), (0, 1, 1, 1), (0, 0, 1, 1), (0, 0, 0, 1)
 MODES = {
-    "single": Mode(("hsv",), ((120, 50),), (_ALL,)),
+    "single": Mode(("hsv",), ((120, 50),), (_ALL,), first=0),
     "fast": Mode(("hsv", "lab"), ((60, 30), (120, 50), (240, 70)), (_ALL, _NO_COLOUR, _SIZE_AND_FILL)),
     "quality": Mode(
         ("hsv", "lab", "rgb"),
@@ -180,7 +182,7 @@ def choose(boxes: Ints, mode: Mode, most: int) -> Ints:
     """Thin out boxes that are in order, best first, in two parts; then let those come first that are far apart."""
     boxes = _prefer(boxes, mode.apart, most, max(round(FIRST_PART * most), 1))
     boxes = boxes[thin_out(boxes, mode.almost_same, most)]
-    return _prefer(boxes, FEW_APART, min(FEW, most), FEW)
+    return _prefer(boxes, FIRST_APART, min(mode.first, most), mode.first)
 
 
 def _prefer(boxes: Ints, apart: float, most: int, count: int) -> Ints:

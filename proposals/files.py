@@ -27,7 +27,25 @@ VERSION = 1
 Boxes = NDArray[np.float64]
 
 
-class JsonBoxes:
+class _BoxFile:
+    """Hold what proposers have in common that read one file: it must be there, and its content shapes the boxes."""
+
+    name: str
+
+    def __init__(self, file: Path) -> None:
+        if not Path(file).is_file():
+            got = "a folder" if Path(file).is_dir() else "no such file"
+            raise FileNotFoundError(f"{file}: expected a file of boxes, got {got}")
+        self.file = Path(file)
+        self._digest = hashlib.sha256(self.file.read_bytes()).hexdigest()
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Return what shapes the boxes: the content of the file, wherever it lies."""
+        return {"proposer": self.name, "version": VERSION, "content": self._digest}
+
+
+class JsonBoxes(_BoxFile):
     """Propose the boxes of a JSON file, in its order; `given.read_boxes` says which formats are known.
 
     Raises OSError if the file cannot be read and ValueError if it is not such a file, one sentence that names it.
@@ -36,14 +54,8 @@ class JsonBoxes:
     name = "json"
 
     def __init__(self, file: Path) -> None:
-        self.file = _existing(file)
+        super().__init__(file)
         self._given = read_boxes(self.file)
-        self._digest = hashlib.sha256(self.file.read_bytes()).hexdigest()
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """Return what shapes the boxes: the content of the file, wherever it lies."""
-        return {"proposer": self.name, "version": VERSION, "content": self._digest}
 
     def __call__(self, image: Tensor, path: Path | None = None) -> Proposals:
         """Propose the file's boxes of the image. Raises ValueError if the file has no entry for `path`."""
@@ -51,7 +63,7 @@ class JsonBoxes:
         return _tidy(np.array(self._given.of(_name(path, self.file)), np.float64).reshape(-1, 4), image)
 
 
-class MatlabBoxes:
+class MatlabBoxes(_BoxFile):
     """Propose the boxes of a MATLAB file, in its order: those of Uijlings et al. and of R-CNN and Fast R-CNN.
 
     `matlab.read_matlab` says what such a file holds. Raises OSError if it cannot be read and ValueError if it is not
@@ -61,14 +73,8 @@ class MatlabBoxes:
     name = "mat"
 
     def __init__(self, file: Path) -> None:
-        self.file = _existing(file)
+        super().__init__(file)
         self._boxes = read_matlab(self.file)
-        self._digest = hashlib.sha256(self.file.read_bytes()).hexdigest()
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """Return what shapes the boxes: the content of the file, wherever it lies."""
-        return {"proposer": self.name, "version": VERSION, "content": self._digest}
 
     def __call__(self, image: Tensor, path: Path | None = None) -> Proposals:
         """Propose the file's boxes of the image. Raises ValueError if the file has no entry for `path`."""
@@ -133,13 +139,6 @@ def read_objects(file: Path) -> Boxes:
         if row[2] > row[0] and row[3] > row[1]:
             rows.append([row[0] - 1, row[1] - 1, row[2], row[3]])
     return np.array(rows, np.float64).reshape(-1, 4)
-
-
-def _existing(file: Path) -> Path:
-    if not Path(file).is_file():
-        got = "a folder" if Path(file).is_dir() else "no such file"
-        raise FileNotFoundError(f"{file}: expected a file of boxes, got {got}")
-    return Path(file)
 
 
 def _name(path: Path | None, source: Path) -> str:

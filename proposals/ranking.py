@@ -83,6 +83,8 @@ def score(features: Singles, hidden: Singles, output: Singles) -> Singles:
 def thin_out(boxes: Ints, limit: float, most: int) -> NDArray[np.bool_]:
     """Mark which of (R, 4) int32 boxes, best first, are kept: those of no IoU above `limit` with one kept before."""
     keep = np.zeros(len(boxes), np.bool_)
+    if most < 1:
+        return keep
     kept = np.empty((5, most), np.float32)
     corners = boxes.astype(np.float32)
     count = 0

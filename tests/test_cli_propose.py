@@ -160,7 +160,10 @@ def test_equal_and_unsafe_names_get_names_of_their_own(tmp_path: Path) -> None:
     assert sorted(files) == sorted(path.name for path in (tmp_path / "out").rglob("*.npz"))
 
 
-def test_a_later_photo_of_the_same_name_and_size_gets_boxes_of_its_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_later_photo_of_the_same_name_and_size_gets_boxes_of_its_own(
+    relative: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Propose BMP files, all of 2,454 bytes, one command each, as they might be frames of films."""
     paths = [tmp_path / folder / "cat.bmp" for folder in ("a", "b")]
     for number, path in enumerate(paths):
@@ -169,7 +172,9 @@ def test_a_later_photo_of_the_same_name_and_size_gets_boxes_of_its_own(tmp_path:
         Image.fromarray(np.where(np.arange(40)[:, None] < 9 + 20 * number, pixels, 255 - pixels)).save(path)
     assert paths[0].stat().st_size == paths[1].stat().st_size
     for path in (*paths, *paths):
-        assert propose(path, "--out", tmp_path / "out", "--proposals", "single", "--workers", "1").exit_code == 0
+        monkeypatch.chdir(path.parent)
+        name = path.name if relative else path
+        assert propose(name, "--out", tmp_path / "out", "--proposals", "single", "--workers", "1").exit_code == 0
     folder = ProposalStore(tmp_path / "out", SelectiveSearch(mode="single")).folder
     index = json.loads((folder / "index.json").read_text())
     found = [load_proposals(folder / index[str(path)]) for path in paths]

@@ -27,10 +27,11 @@ def check_writable(folder: Path, option: str) -> Path:
     return folder
 
 
-def check_images(cache: Path, samples: Sequence[ImageFile]) -> None:
+def check_images(cache: Path, samples: Sequence[ImageFile], option: str = "--cache") -> None:
     """Note in a cache which files it is made from. Raises ValueError if it holds others under the same names.
 
     Files are told apart by their size in bytes: a data set that moves keeps its cache, a photo that changes is noticed.
+    option: what names the cache on the command line.
     """
     from detector.files import write_json
 
@@ -40,13 +41,13 @@ def check_images(cache: Path, samples: Sequence[ImageFile]) -> None:
     except FileNotFoundError:
         known = {}
     except ValueError as error:
-        raise ValueError(f"{path}: expected JSON, got a damaged file; choose another --cache") from error
+        raise ValueError(f"{path}: expected JSON, got a damaged file; choose another {option}") from error
     sizes = {sample.image_id: sample.path.stat().st_size for sample in samples}
     for sample in samples:
         was, size = known.get(sample.image_id, sizes[sample.image_id]), sizes[sample.image_id]
         if was != size:
             got = f"that of another {sample.image_id}, of {was} bytes"
-            advice = "choose another --cache, or remove this one if the photo has changed"
+            advice = f"choose another {option}, or remove this one if the photo has changed"
             raise ValueError(f"{cache}: expected the cache of {sample.path} ({size} bytes), got {got}; {advice}")
     if sizes.items() - known.items():
         write_json(path, known | sizes)

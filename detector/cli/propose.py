@@ -151,21 +151,18 @@ def _check_images(out: Path, files: Sequence[ImageFile]) -> None:
     Annotated photos in CACHE/proposals are noted in CACHE, too, where `sppnet train` and `sppnet evaluate` look.
     """
     there = [file for file in files if file.path.is_file()]  # what is missing is named when its turn comes
-    try:
-        if out.name == _CACHED:
-            check_images(out.parent, [file for file in there if not isinstance(file, _File)])
-        check_images(out, there)
-    except ValueError as error:
-        raise ValueError(str(error).replace("--cache", "--out")) from error
+    if out.name == _CACHED:
+        check_images(out.parent, [file for file in there if not isinstance(file, _File)], "--out")
+    check_images(out, there, "--out")
 
 
 def _write_index(store: ProposalStore, files: Sequence[ImageFile]) -> None:
-    """Note which file holds the boxes of which image, for all that are there, and for those of earlier runs."""
+    """Note which file holds the boxes of which image, by its whole path, for all that are there and earlier ones."""
     from detector.files import write_json
 
     path = store.folder / _INDEX
-    index = _read_index(path)
-    index |= {str(file.path): f"{file.image_id}.npz" for file in files if store.path(file.image_id).is_file()}
+    there = [file for file in files if store.path(file.image_id).is_file()]
+    index = _read_index(path) | {str(file.path.absolute()): f"{file.image_id}.npz" for file in there}
     if index:
         write_json(path, index)
 

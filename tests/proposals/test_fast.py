@@ -14,7 +14,7 @@ from torchvision.ops import box_iou
 from detector.datasets import open_dataset
 from detector.images import read_image
 from proposals import fast
-from proposals.fast import FEW, FEW_APART, FIRST_PART, MODES, Mode, SelectiveSearch, grow_hierarchies, is_compiled
+from proposals.fast import FIRST_APART, FIRST_PART, MODES, Mode, SelectiveSearch, grow_hierarchies, is_compiled
 from proposals.objectness import HIDDEN, OUTPUT
 from proposals.ranking import FEATURES, describe, score, thin_out
 from proposals.recall import average_best_overlap, best_overlaps, recall_at
@@ -80,8 +80,8 @@ def test_near_duplicates_are_thinned_out(photo: Tensor) -> None:
     overlaps = box_iou(boxes, boxes).fill_diagonal_(0)
     mode = MODES["fast"]
     assert overlaps.max() <= mode.almost_same + 1e-6  # limits are compared in single precision
-    assert overlaps[:FEW, :FEW].max() <= FEW_APART + 1e-6
-    assert overlaps[FEW:].max() > FEW_APART
+    assert overlaps[: mode.first, : mode.first].max() <= FIRST_APART + 1e-6
+    assert overlaps[mode.first :].max() > FIRST_APART
     far = [number for number in range(1000) if bool((overlaps[number, :number] <= mode.apart + 1e-6).all())]
     assert len(far) >= round(FIRST_PART * 1000), "this many overlap none before them by more"
 
@@ -104,6 +104,10 @@ def test_thinning_is_greedy_suppression(limit: float, most: int) -> None:
     keep = thin_out(boxes, limit + 1e-4, most)  # between all fractions of such small numbers
     assert keep.tolist() == plain_thin_out(boxes, limit + 1e-4, most)
     assert 0 < keep.sum() < 400
+
+
+def test_thinning_to_no_box_keeps_none() -> None:
+    assert not thin_out(np.array([[0, 0, 9, 9], [20, 20, 29, 29]], np.int32), 0.6, 0).any()
 
 
 def test_scores_are_those_of_the_network() -> None:
