@@ -178,8 +178,14 @@ class _Job:
         missing = [sample for sample in samples if not caches.complete(sample)]
         if not missing:
             return
-        with progress_bar(len(samples), "proposals and maps", "image", len(samples) - len(missing)) as bar:
-            prepare(missing, caches, self.workers, bar.update)
+        bar = progress_bar(len(samples), "proposals and maps", "image", len(samples) - len(missing))
+        with bar, held_back() as check:
+
+            def report(count: int) -> None:
+                bar.update(count)
+                check()
+
+            prepare(missing, caches, self.workers, report)
 
     def _learn(self, run: Run, caches: Caches, samples: Sequence[Sample], step: int, save_every: float) -> None:
         """Train from a step on, with a line that tells loss, accuracy on positives and the time left."""
