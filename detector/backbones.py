@@ -16,6 +16,8 @@ Any other torchvision classification model works by name: its geometry is measur
 
 from __future__ import annotations
 
+import copy
+import functools
 import importlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +75,10 @@ class Trunk(nn.Module):
         self.register_buffer("std", normalisation[1].view(1, 3, 1, 1), persistent=False)
         self.eval().requires_grad_(False)
 
+    def with_model(self, model: nn.Module) -> Trunk:
+        """Return a trunk with the same taps and normalisation around another model."""
+        return Trunk(self.name, model, self.taps, (self.mean.flatten(), self.std.flatten()))
+
     def normalise(self, pixels: Tensor) -> Tensor:
         """Map (N, 3, H, W) uint8 pixels to the float32 range the network was trained on."""
         return (pixels.float() - self.mean) / self.std
@@ -91,6 +97,20 @@ class Trunk(nn.Module):
             if len(outputs) == len(wanted):
                 break
         return [outputs[tap.layer] for tap in self.taps]
+
+
+@functools.lru_cache(maxsize=512)
+def trunk_flops(trunk: Trunk, size: tuple[int, int]) -> float:
+    """Count the FLOPs of the convolutions up to the taps for one image of (height, width) pixels; two a multiply-add.
+
+    The size is that of the padded image. Counted on tensors without content (torch's meta device).
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    empty = trunk.with_model(copy.deepcopy(trunk.model).to("meta"))
+    with FlopCounterMode(display=False) as counter:
+        empty.maps(torch.empty(1, 3, *size, device="meta"))
+    return float(counter.get_total_flops())
 
 
 def build_trunk(name: str, layers: tuple[str, ...] = (), pretrained: bool = True) -> Trunk:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -66,18 +67,26 @@ def repeat_factors(samples: Sequence[Sample], classes: int, threshold: float) ->
     return largest
 
 
-class Batches:
+class RegionBatches(ABC):
     """Give the batches of a training run in order, read ahead by background threads.
 
     Every epoch shows as many images as there are, in an order of its own: each once, or images of rare classes more
     often if the config says so; the last images of an epoch that do not fill a batch are left out.
     """
 
-    def __init__(self, samples: Sequence[Sample], caches: Caches, config: Config, background: int):
-        self.samples, self.caches, self.config, self.background = samples, caches, config, background
+    def __init__(self, samples: Sequence[Sample], config: Config, background: int):
+        self.samples, self.config, self.background = samples, config, background
         self.per_epoch = max(1, len(samples) // config.images_per_batch)
         self.steps = self.per_epoch * config.epochs
         self.factors = repeat_factors(samples, background, config.repeat_below)
+
+    @abstractmethod
+    def maps(self, item: Sample) -> tuple[FeatureMap, ...]:
+        """Return maps of an image, one per tap."""
+
+    @abstractmethod
+    def draw(self, item: Sample, key: tuple[int, int, int]) -> Regions:
+        """Draw regions of an image; key seeds the draw, its last number is the label of background."""
 
     def images(self, step: int) -> list[int]:
         """Return the sample numbers of one step."""
@@ -91,8 +100,7 @@ class Batches:
         """Yield the maps of images drawn by the seed, at most `count`, for statistics of their channels."""
         order = np.random.default_rng([self.config.seed, 2]).permutation(len(self.samples))
         for index in order[:count]:
-            maps, _ = self.caches.read(self.samples[int(index)])
-            yield [m.with_values(m.values.float()) for m in maps]
+            yield [m.with_values(m.values.float()) for m in self.maps(self.samples[int(index)])]
 
     def iterate(self, start: int) -> Iterator[list[Regions]]:
         """Yield the batches from step `start` to the end of the run."""
@@ -111,9 +119,23 @@ class Batches:
 
     def _regions(self, step: int, place: int, index: int) -> Regions:
         """Draw regions of an image; its place in the batch seeds the draw, since it may be there twice."""
-        item = self.samples[index]
+        return self.draw(self.samples[index], (self.config.seed * 1_000_003 + step, place, self.background))
+
+
+class Batches(RegionBatches):
+    """Give the batches of a training run of SPP-net: regions drawn anew at every step from the maps of whole images."""
+
+    def __init__(self, samples: Sequence[Sample], caches: Caches, config: Config, background: int):
+        super().__init__(samples, config, background)
+        self.caches = caches
+
+    def maps(self, item: Sample) -> tuple[FeatureMap, ...]:
+        """Return the maps of an image, one per tap."""
+        return self.caches.read(item)[0]
+
+    def draw(self, item: Sample, key: tuple[int, int, int]) -> Regions:
+        """Draw regions of an image; key seeds the draw, its last number is the label of background."""
         maps, boxes = self.caches.read(item)
         boxes = boxes[: self.config.max_proposals]
         maps = tuple(m.with_values(m.values.float()) for m in maps)
-        key = (self.config.seed * 1_000_003 + step, place, self.background)
         return draw_regions(maps, boxes, item.truth, self.config, key)

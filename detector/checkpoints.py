@@ -7,7 +7,7 @@ and the version of the package. The trunk's own weights come from where they are
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -16,8 +16,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .config import config_from_dict
+from .config import Config, config_from_dict
 from .files import replacing
+from .rcnn import RCNN
+from .regions import RegionDetector
 from .sppnet import SPPNet
 
 FORMAT = "sppnet-1"
@@ -27,6 +29,12 @@ SHIPPED = Path(__file__).parent / "models"
 def list_models() -> list[str]:
     """Return the names of the models that come with the package."""
     return sorted(path.stem for path in SHIPPED.glob("*.safetensors"))
+
+
+def build_detector(config: Config, class_names: Sequence[str]) -> RegionDetector:
+    """Build the kind of detector that a config names, with random learned layers."""
+    kinds: dict[str, type[RegionDetector]] = {"sppnet": SPPNet, "rcnn": RCNN}
+    return kinds[config.detector](config, class_names)
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
@@ -46,7 +54,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(f"{path}: expected a whole safetensors file, got a damaged one ({error})") from error
 
 
-def save_detector(model: SPPNet, path: Path, extra: Mapping[str, str] | None = None) -> None:
+def save_detector(model: RegionDetector, path: Path, extra: Mapping[str, str] | None = None) -> None:
     """Write a detector's learned layers, float16, with all it takes to use them again."""
     metadata = {
         "format": FORMAT,
@@ -59,9 +67,10 @@ def save_detector(model: SPPNet, path: Path, extra: Mapping[str, str] | None = N
     save_tensors({name: value.half() for name, value in model.learned_state().items()}, path, metadata)
 
 
-def load_detector(name: str | Path, device: str | torch.device = "cpu") -> SPPNet:
+def load_detector(name: str | Path, device: str | torch.device = "cpu", engine: str = "auto") -> RegionDetector:
     """Load a detector that comes with the package by its name, or any by its file.
 
+    engine: how it computes (`detector.engines`); the default is the fastest that this machine can run.
     Raises ValueError that names the file, or the known names, and says what was expected.
     """
     path = SHIPPED / f"{name}.safetensors"
@@ -78,10 +87,12 @@ def load_detector(name: str | Path, device: str | torch.device = "cpu") -> SPPNe
         load_learned(model, tensors)
     except (KeyError, RuntimeError) as error:
         raise ValueError(f"{path}: expected the layers that its config describes, got {error}") from error
-    return model.to(torch.device(device)).eval()
+    model = model.to(torch.device(device)).eval()
+    model.use_engine(engine)
+    return model
 
 
-def _build(metadata: Mapping[str, str], path: Path) -> SPPNet:
+def _build(metadata: Mapping[str, str], path: Path) -> RegionDetector:
     """Make the detector that metadata describes. Raises ValueError that names the file if they do not describe one."""
     try:
         settings, names = json.loads(metadata["config"]), json.loads(metadata["class_names"])
@@ -93,12 +104,12 @@ def _build(metadata: Mapping[str, str], path: Path) -> SPPNet:
         raise ValueError(f"{path}: expected a list of names as class_names, got {json.dumps(names)}")
     config = config_from_dict(settings, str(path))
     try:
-        return SPPNet(config, names)
+        return build_detector(config, names)
     except ValueError as error:  # the trunk or one of its layers is unknown here
         raise ValueError(f"{path}: {error}") from error
 
 
-def load_learned(model: SPPNet, tensors: Mapping[str, Tensor]) -> None:
+def load_learned(model: RegionDetector, tensors: Mapping[str, Tensor]) -> None:
     """Put saved values into a detector's learned layers. Raises KeyError or RuntimeError if they do not fit."""
     with torch.no_grad():
         for name, value in model.learned_state().items():

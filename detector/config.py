@@ -13,6 +13,7 @@ from typing import Any, get_type_hints
 
 import yaml
 
+DETECTORS = ("sppnet", "rcnn")
 # Settings in [0, 1].
 _PARTS = (
     "holdout", "positive_fraction", "positive_iou", "repeat_below", "dropout", "average", "nms", "vote", "min_score",
@@ -24,15 +25,22 @@ _PARTS = (
 class Config:
     """Name every setting; a checkpoint carries its own copy.
 
+    detector: `sppnet`, or `rcnn`, which shows the trunk every proposal as a crop of its own.
     trunk, layers: the convolutional layers and which of their outputs are used, finest first; no layers named, as for
     every trunk but EfficientNet-Lite, means the trunk's usual ones (`detector.backbones`).
     shorter, longest: pixels of the resized image's shorter side, and the most its longer side may have.
+    scales: shorter sides at which an image is looked at when there are several; empty for `shorter` alone.
+    scale_rule: how each region chooses among them: `area` (paper) or `side` (the authors' code), see `detector.scales`.
     projection: how a box becomes whole cells: `nearest` (paper, appendix A) or `inside`.
     region_mean: give fc6 the mean of the last layer's map over the region, beside the pyramid.
     channels: of the reduced map that is pooled. levels: of the pyramid, finest first. hidden: units of fc6 and fc7.
+    cascade: how many regions of an image, best first by a small classifier that reads the coarse levels only, go
+    through fc6 and fc7; 0 for all of them, without such a classifier. A pyramid of one level
+    and R-CNN have none.
     proposals, max_proposals: the proposer's name and how many boxes, best first, an image may have.
     holdout: part of the training images that is not learned from; the finished detector is measured on it.
     epochs, images_per_batch, regions_per_image: how long to train, on what at a time.
+    crops_per_image: how many regions of a photo R-CNN keeps the maps of, to draw its regions_per_image from.
     positive_fraction, positive_iou, negative_iou: the sample of regions (paper, section 4.1).
     repeat_below: classes that fewer than this part of the images show are shown more often; 0 for every image once.
     flip: show every second image mirrored. dropout: of fc6 and fc7. box_weight: of the box loss beside the class loss.
@@ -43,21 +51,26 @@ class Config:
     readable_score: the score from which `sppnet detect` draws a box.
     """
 
+    detector: str = "sppnet"
     trunk: str = "efficientnet_lite0"
     layers: tuple[str, ...] = ("blocks.4", "blocks.6")
     shorter: int = 576
     longest: int = 1152
+    scales: tuple[int, ...] = ()
+    scale_rule: str = "area"
     projection: str = "nearest"
     region_mean: bool = False
-    channels: int = 128
+    channels: int = 64
     levels: tuple[int, ...] = (6, 3, 2, 1)
     hidden: int = 1024
+    cascade: int = 300
     proposals: str = "fast"
     max_proposals: int = 2000
     holdout: float = 0.0
     epochs: int = 8
     images_per_batch: int = 4
     regions_per_image: int = 64
+    crops_per_image: int = 96
     positive_fraction: float = 0.25
     positive_iou: float = 0.5
     negative_iou: tuple[float, float] = (0.1, 0.5)
@@ -68,7 +81,7 @@ class Config:
     weight_decay: float = 0.05
     box_weight: float = 1.0
     average: float = 0.998
-    rank_prior: float = 0.4
+    rank_prior: float = 1.0
     nms: float = 0.3
     vote: float = 0.5
     min_score: float = 0.01
@@ -77,16 +90,32 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("shorter", "longest", "channels", "hidden", "max_proposals", "epochs", "images_per_batch"):
+        for name in (
+            "shorter",
+            "longest",
+            "channels",
+            "hidden",
+            "max_proposals",
+            "epochs",
+            "images_per_batch",
+            "crops_per_image",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"expected {name} of at least 1, got {getattr(self, name)}")
+        if any(scale < 1 for scale in self.scales):
+            raise ValueError(f"expected scales of at least 1, got {self.scales}")
+        if self.detector not in DETECTORS:
+            raise ValueError(f"expected a detector among {', '.join(DETECTORS)}, got {self.detector!r}")
+        if self.detector == "rcnn" and self.region_mean:
+            raise ValueError("expected no region_mean for rcnn: it has a map for each region")
         for name in _PARTS:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"expected {name} in [0, 1], got {getattr(self, name)}")
         if not 0 <= self.rank_prior < math.inf:
             raise ValueError(f"expected a rank_prior of at least 0 and finite, got {self.rank_prior}")
-        if self.seed < 0:
-            raise ValueError(f"expected a seed of at least 0, got {self.seed}")
+        for name in ("seed", "cascade"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"expected {name} of at least 0, got {getattr(self, name)}")
         if self.regions_per_image < 2:
             raise ValueError(f"expected regions_per_image of at least 2, got {self.regions_per_image}")
         if not 0 <= self.negative_iou[0] < self.negative_iou[1] <= self.positive_iou:
@@ -152,7 +181,7 @@ def _convert(key: str, value: Any, wanted: Any, source: str) -> Any:
     """Convert a YAML value to a field's type."""
     items = getattr(wanted, "__args__", None)
     if items is not None:
-        empty = key != "layers" and not value
+        empty = key not in ("layers", "scales") and not value
         if not isinstance(value, list | tuple) or empty or (items[-1] is not Ellipsis and len(value) != len(items)):
             raise ValueError(f"{source}: expected a list for {key}, got {value!r}")
         return tuple(_convert(key, item, items[0], source) for item in value)

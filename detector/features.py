@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,17 @@ class Extractor:
     """Map an image to its feature maps at one scale.
 
     trunk: the convolutional layers. shorter: the shorter side of the resized image in pixels.
-    longest: the most its longer side may have, in pixels.
+    longest: the most its longer side may have, in pixels. engine: computes the layers; the default is to call them.
     """
 
     trunk: Trunk
     shorter: int
     longest: int
+    engine: Callable[[Tensor], list[Tensor]] | None = None
+
+    def at(self, shorter: int, aspect: float) -> Extractor:
+        """Return the extractor of another scale. aspect: the most the longer side may be of the shorter one."""
+        return self if shorter == self.shorter else replace(self, shorter=shorter, longest=round(shorter * aspect))
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -50,15 +55,22 @@ class Extractor:
             "longest": self.longest,
         }
 
+    def pixels(self, image: Tensor) -> Tensor:
+        """Return what the trunk reads of a (3, H, W) uint8 image: resized, normalised, padded, (1, 3, H', W')."""
+        height, width = image.shape[1:]
+        size = scaled_size((height, width), self.shorter, self.longest)
+        resized = resize_image(image, size)[None].to(self.trunk.mean.device)
+        x = pad_to_multiple(self.trunk.normalise(resized), PAD_MULTIPLE)
+        return x.contiguous(memory_format=torch.channels_last)
+
     @torch.inference_mode()
     def __call__(self, image: Tensor) -> tuple[FeatureMap, ...]:
         """Map a (3, H, W) uint8 image to one FeatureMap per tap of the trunk."""
         height, width = image.shape[1:]
         size = scaled_size((height, width), self.shorter, self.longest)
-        pixels = resize_image(image, size)[None].to(self.trunk.mean.device)
         scale = (size[0] / height, size[1] / width)
-        x = pad_to_multiple(self.trunk.normalise(pixels), PAD_MULTIPLE)
-        maps = self.trunk.maps(x.contiguous(memory_format=torch.channels_last))
+        compute = self.engine or self.trunk.maps
+        maps = compute(self.pixels(image))
         taps = self.trunk.taps
         return tuple(FeatureMap(m[0], tap.stride, tap.offset, scale) for m, tap in zip(maps, taps, strict=True))
 

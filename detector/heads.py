@@ -12,6 +12,8 @@ from .boxes import coverage
 from .pooling import bins
 from .structures import FeatureMap
 
+COARSE_HIDDEN = 128  # units of the small classifier of a cascade
+
 
 class Reduction(nn.Module):
     """Reduce the maps of several taps to one map of few channels, at the finest tap's stride.
@@ -55,21 +57,28 @@ class Reduction(nn.Module):
 
         Returns the reduced map (C, h, w), which the pyramid pools, and the last tap's standardised map.
         """
-        finest = maps[0]
-        total, standard = torch.zeros(()), finest
-        for i, (linear, source) in enumerate(zip(self.linears, maps, strict=True)):
-            cells = (source.values.permute(1, 2, 0) - getattr(self, f"mean{i}")) / getattr(self, f"deviation{i}")
-            reduced = linear(cells)
-            total = total.to(reduced) + (reduced if i == 0 else align(reduced, source, finest))
-            standard = source.with_values(cells.permute(2, 0, 1))
-        return finest.with_values(F.relu(total).permute(2, 0, 1)), standard
+        reduced, standard = self.reduce([m.values.permute(1, 2, 0) for m in maps], maps)
+        return maps[0].with_values(reduced.permute(2, 0, 1)), maps[-1].with_values(standard.permute(2, 0, 1))
+
+    def reduce(self, cells: Sequence[Tensor], geometry: Sequence[FeatureMap]) -> tuple[Tensor, Tensor]:
+        """Reduce the cells of one image, or of several of one size: (..., h, w, C) per tap, finest first.
+
+        geometry: one map per tap that says where such cells lie. Returns the reduced cells and the last tap's
+        standardised ones, (..., h, w, C) both.
+        """
+        total, standard = torch.zeros(()), cells[0]
+        for i, (linear, values) in enumerate(zip(self.linears, cells, strict=True)):
+            standard = (values - getattr(self, f"mean{i}")) / getattr(self, f"deviation{i}")
+            reduced = linear(standard)
+            total = total.to(reduced) + (reduced if i == 0 else align(reduced, geometry[i], geometry[0]))
+        return F.relu(total), standard
 
 
 def align(cells: Tensor, source: FeatureMap, target: FeatureMap) -> Tensor:
-    """Interpolate (h, w, C) cells of `source` at the cell centres of `target`, linearly, clamped at the border."""
+    """Interpolate (..., h, w, C) cells of `source` at the cell centres of `target`, linearly, clamped at the border."""
     rows, columns = (_interpolation(source, target, axis).to(cells) for axis in (0, 1))
-    across = torch.einsum("tw,hwc->htc", columns, cells)
-    return torch.einsum("sh,htc->stc", rows, across)
+    across = torch.einsum("tw,...hwc->...htc", columns, cells)
+    return torch.einsum("sh,...htc->...stc", rows, across)
 
 
 def _interpolation(source: FeatureMap, target: FeatureMap, axis: int) -> Tensor:
@@ -84,13 +93,23 @@ class PyramidHead(nn.Module):
     """Classify pooled regions and correct their boxes: fc6, fc7, then class logits and one box per class.
 
     Each bin's channels are normalised (Ba et al. 2016, layer normalisation) before fc6. With `context` channels, fc6
-    also reads the mean of a second, coarser map over the region.
+    also reads the mean of a second, coarser map over the region. With `cascade`, a small classifier that reads only the
+    `coarse_levels` tells which regions are worth the large layers.
     """
 
-    def __init__(self, pyramid: tuple[int, tuple[int, ...]], context: int, hidden: int, classes: int, dropout: float):
+    def __init__(
+        self,
+        pyramid: tuple[int, tuple[int, ...]],
+        context: int,
+        hidden: int,
+        classes: int,
+        dropout: float,
+        cascade: bool = False,
+    ):
         """Make the layers. pyramid: channels and levels. context: channels of the second map, 0 for none."""
         super().__init__()
         channels, levels = pyramid
+        self.coarse_levels, self.coarse_bins = coarse_part(levels)
         self.norm = nn.LayerNorm(channels)
         self.fc6 = nn.Linear(bins(levels) * channels, hidden)
         self.context = nn.Linear(context, hidden, bias=False) if context else None
@@ -98,6 +117,7 @@ class PyramidHead(nn.Module):
         self.classes = nn.Linear(hidden, classes + 1)
         self.deltas = nn.Linear(hidden, 4 * classes)
         self.dropout = nn.Dropout(dropout)
+        self.coarse = _small_classifier(len(self.coarse_bins) * channels, classes) if cascade else None
         for layer in (self.fc6, self.fc7):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)
@@ -118,6 +138,13 @@ class PyramidHead(nn.Module):
         read: Tensor = torch.linalg.multi_dot([weights, cells, self.context.weight.T])
         return read
 
+    def read_coarse(self, pooled: Tensor) -> Tensor:
+        """Classify regions by their coarse levels only: (R, bins of these levels, C) to logits (R, K + 1)."""
+        if self.coarse is None:
+            raise ValueError("expected a head with a cascade, got one without")
+        logits: Tensor = self.coarse(self.norm(pooled).detach().flatten(1))
+        return logits
+
     def forward(self, pooled: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """Map (R, bins, C) and (R, hidden) context to logits (R, K + 1), background last, and deltas (R, K, 4)."""
         x = self.fc6(self.norm(pooled).flatten(1))
@@ -126,3 +153,19 @@ class PyramidHead(nn.Module):
         x = self.dropout(F.relu(x))
         x = self.dropout(F.relu(self.fc7(x)))
         return self.classes(x), self.deltas(x).unflatten(1, (-1, 4))
+
+
+def coarse_part(levels: tuple[int, ...]) -> tuple[tuple[int, ...], list[int]]:
+    """Return a pyramid's second level and those that divide it, (3, 1) of (6, 3, 2, 1), and their bins' numbers."""
+    ends = [bins(levels[: i + 1]) for i in range(len(levels))]
+    chosen = [i for i, n in enumerate(levels) if i and levels[1] % n == 0]
+    return tuple(levels[i] for i in chosen), [b for i in chosen for b in range(ends[i - 1], ends[i])]
+
+
+def _small_classifier(inputs: int, classes: int) -> nn.Sequential:
+    layers = nn.Sequential(nn.Linear(inputs, COARSE_HIDDEN), nn.ReLU(), nn.Linear(COARSE_HIDDEN, classes + 1))
+    nn.init.kaiming_normal_(layers[0].weight, nonlinearity="relu")  # type: ignore[arg-type]
+    nn.init.normal_(layers[2].weight, std=0.01)  # type: ignore[arg-type]
+    for layer in (layers[0], layers[2]):
+        nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return layers

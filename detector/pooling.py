@@ -44,6 +44,7 @@ def spatial_pyramid_pool(values: Tensor, windows: Tensor, levels: tuple[int, ...
     if cells.requires_grad and torch.is_grad_enabled():
         return _PyramidPool.apply(cells, table, levels)  # type: ignore[no-any-return]
     out = np.empty((len(table), bins(levels), cells.shape[2]), dtype=np.float32)
+    _use_threads_of_torch()
     _pool(cells.detach().numpy(), table.numpy(), np.asarray(levels, dtype=np.int64), out)
     return torch.from_numpy(out)
 
@@ -56,6 +57,11 @@ def is_compiled() -> bool:
     source, kernel = Path(__file__), cast(Any, _pool)
     compiled = Path(kernel.stats.cache_path).glob(f"{source.stem}.{kernel.__name__}-*.nbi")
     return any(file.stat().st_mtime >= source.stat().st_mtime for file in compiled)
+
+
+def _use_threads_of_torch() -> None:
+    """Let numba use as many threads as torch; where both share OpenMP, numba would change torch's number otherwise."""
+    numba.set_num_threads(min(torch.get_num_threads(), int(getattr(numba.config, "NUMBA_NUM_THREADS", 1))))
 
 
 def _check(values: Tensor, windows: Tensor, levels: tuple[int, ...]) -> None:
@@ -90,6 +96,7 @@ class _PyramidPool(torch.autograd.Function):
         shape = (len(windows), bins(levels), cells.shape[2])
         out, winners = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.int32)
         table = np.asarray(levels, dtype=np.int64)
+        _use_threads_of_torch()
         _pool_with_winners(cells.detach().numpy(), windows.numpy(), table, out, winners)
         ctx.shape, ctx.winners = cells.shape, winners
         return torch.from_numpy(out)

@@ -30,6 +30,14 @@ class ProposalCache(Protocol):
     def get(self, image_id: str, image: Tensor, path: Path | None = None) -> Proposals: ...
 
 
+class Cache(Protocol):
+    """Keep what is computed from a photo once."""
+
+    def complete(self, sample: Sample) -> bool: ...
+
+    def fill(self, sample: Sample) -> None: ...
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Caches:
     """Give the maps and proposals of a sample, from disk if they are there, else computed and kept."""
@@ -60,7 +68,7 @@ class Caches:
         return maps, proposals.boxes
 
 
-def prepare(samples: Sequence[Sample], caches: Caches, workers: int, report: Callable[[int], None]) -> None:
+def prepare(samples: Sequence[Sample], caches: Cache, workers: int, report: Callable[[int], None]) -> None:
     """Fill the caches for all samples, `workers` images at a time; a killed run continues with what is missing.
 
     report: is given the number of images finished since it was last called.

@@ -57,14 +57,17 @@ def candidates(boxes: Tensor, truth: GroundTruth, background: int, config: Confi
     return Candidates(boxes, row_labels, targets, positive.nonzero()[:, 0], negative.nonzero()[:, 0])
 
 
-def sample(rows: Candidates, config: Config, generator: torch.Generator) -> Tensor:
-    """Draw regions_per_image rows: up to positive_fraction positives, the rest negatives; fewer if there are fewer.
+def sample(rows: Candidates, config: Config, generator: torch.Generator, count: int | None = None) -> Tensor:
+    """Draw `count` rows, by default regions_per_image: up to positive_fraction positives, the rest negatives.
+
+    There are fewer if there are fewer to draw from.
 
     However few regions are wanted, one is positive, unless positive_fraction is 0.
     """
-    wanted = max(1, round(config.regions_per_image * config.positive_fraction)) if config.positive_fraction else 0
+    count = config.regions_per_image if count is None else count
+    wanted = max(1, round(count * config.positive_fraction)) if config.positive_fraction else 0
     positives = _draw(rows.positives, wanted, generator)
-    negatives = _draw(rows.negatives, config.regions_per_image - len(positives), generator)
+    negatives = _draw(rows.negatives, count - len(positives), generator)
     return torch.cat([positives, negatives])
 
 

@@ -30,17 +30,19 @@ def select(
     kept = kept.sort().values[: config.max_detections]
     final = refined[kept]
     if config.vote < 1 and len(kept):
-        final = vote(final, labels[kept], (refined, scores, labels), config.vote)
+        voted = vote(final, labels[kept], (refined, scores, labels), config.vote)
+        final = clip_boxes_to_image(voted, size)  # a mean of numbers at the limit may be rounded beyond it
     return final, scores[kept], labels[kept]
 
 
-def weigh_by_rank(probabilities: Tensor, prior: float) -> Tensor:
+def weigh_by_rank(probabilities: Tensor, prior: float, ranks: Tensor | None = None) -> Tensor:
     """Lower the class scores of proposals that come late in their order, best first.
 
-    probabilities: (R, K + 1). Row r is divided by 1 + prior * r / 1000, except for its last column, background.
-    prior: 0 or more; 0 changes nothing.
+    probabilities: (R, K + 1). Row r is divided by 1 + prior * ranks[r] / 1000, except for its last column, background.
+    prior: 0 or more; 0 changes nothing. ranks: (R,) places in the order, by default 0, 1, ..., R - 1.
     """
-    weights = 1 / (1 + prior * torch.arange(len(probabilities), device=probabilities.device) / 1000)
+    ranks = torch.arange(len(probabilities), device=probabilities.device) if ranks is None else ranks
+    weights = 1 / (1 + prior * ranks / 1000)
     return torch.cat([probabilities[:, :-1] * weights[:, None], probabilities[:, -1:]], dim=1)
 
 

@@ -5,56 +5,46 @@ He, Zhang, Ren, Sun: Spatial Pyramid Pooling in Deep Convolutional Networks for 
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from proposals.structures import Proposals
 
-from .backbones import Trunk, build_trunk
-from .boxes import decode, project
+from .backbones import PAD_MULTIPLE, Trunk
+from .boxes import project
 from .config import Config
+from .engines import trunk_maps
 from .features import Extractor
-from .heads import PyramidHead, Reduction
+from .images import scaled_size
 from .pooling import spatial_pyramid_pool
-from .selection import select, weigh_by_rank
-from .structures import BoxScores, Detections, FeatureMap, Seconds, Size, check_boxes
+from .regions import RegionDetector
+from .scales import FeaturePyramid
+from .selection import weigh_by_rank
+from .structures import Detections, FeatureMap, Seconds, Size
 from .timing import measure
 
 
-class SPPNet(torch.nn.Module):
-    """Find objects in images, given proposals.
+class SPPNet(RegionDetector):
+    """Find objects in images, given proposals: all regions are pooled from the maps of the whole image.
 
     config: every setting. class_names: the K classes. trunk: built from the config if it is not given.
-    Only `reduction` and `head` learn.
+    Only `reduction` and `head` learn. The stages are conv, pool, fc and select.
     """
 
     def __init__(self, config: Config, class_names: Sequence[str], trunk: Trunk | None = None):
-        super().__init__()
-        self.config = config
-        self.class_names = tuple(class_names)
-        self.trunk = trunk or build_trunk(config.trunk, config.layers)
-        self.trunk.to(memory_format=torch.channels_last)
+        super().__init__(config, class_names, trunk)
         self.extractor = Extractor(self.trunk, config.shorter, config.longest)
-        channels = [tap.channels for tap in self.trunk.taps]
-        self.reduction = Reduction(channels, config.channels)
-        pyramid, context = (config.channels, config.levels), channels[-1] if config.region_mean else 0
-        self.head = PyramidHead(pyramid, context, config.hidden, len(class_names), config.dropout)
-        self.eval()
 
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """Name every setting, as JSON types."""
-        return self.config.to_dict()
+    def use_engine(self, name: str) -> None:
+        """Compute by an engine of `detector.engines` from now on: with the layers as they are now, for detection only.
 
-    @property
-    def readable_score(self) -> float:
-        """Return the score from which a detection is worth drawing."""
-        return self.config.readable_score
+        Raises ValueError for an unknown engine or one that cannot run here.
+        """
+        super().use_engine(name)
+        self.extractor = replace(self.extractor, engine=trunk_maps(self.trunk, self.engine))
 
     @torch.inference_mode()
     def predict(self, image: Tensor, proposals: Proposals, seconds: Seconds | None = None) -> Detections:
@@ -64,82 +54,97 @@ class SPPNet(torch.nn.Module):
         Returns at most max_detections Detections of score >= min_score, best first, with the image for drawing.
         """
         with measure(seconds, "conv"):
-            maps = self.feature_maps(image)
+            pyramid = self.feature_maps(image)
+        return replace(self.detect(pyramid, proposals, seconds), image=image)
+
+    @torch.inference_mode()
+    def feature_maps(self, image: Tensor) -> FeaturePyramid:
+        """Run the trunk on a (3, H, W) uint8 image, once for every scale, and reduce its maps."""
         size = (int(image.shape[1]), int(image.shape[2]))
-        found = self.detect(maps, proposals, size, seconds)
-        return replace(found, image=image)
+        scales = self.config.scales or (self.config.shorter,)
+        aspect = self.config.longest / self.config.shorter
+        return self.join([self.extractor.at(shorter, aspect)(image) for shorter in scales], size)
+
+    def seen(self, size: Size, regions: int) -> tuple[int, list[Size]]:
+        """Return how many images the trunk sees for one of (height, width) pixels, of each of these sizes: one."""
+        aspect = self.config.longest / self.config.shorter
+        scales = self.config.scales or (self.config.shorter,)
+        sizes = [scaled_size(size, shorter, round(shorter * aspect)) for shorter in scales]
+        return 1, [(height + -height % PAD_MULTIPLE, width + -width % PAD_MULTIPLE) for height, width in sizes]
+
+    def join(self, levels: Sequence[Sequence[FeatureMap]], size: Size) -> FeaturePyramid:
+        """Reduce maps, one per tap at every scale, to a pyramid. size: (height, width) of the image."""
+        fine, coarse = zip(*(self.reduction(maps) for maps in levels), strict=True)
+        return FeaturePyramid(fine, coarse, size)
 
     @torch.inference_mode()
-    def predict_boxes(self, image: Tensor, boxes: Tensor, seconds: Seconds | None = None) -> BoxScores:
-        """Score boxes that the user brought: class probabilities for every one, in the given order.
-
-        boxes: (R, 4) float32 xyxy pixels of the image, of positive width and height, not wholly outside the image.
-        Raises ValueError for other boxes.
-        """
-        height, width = image.shape[1:]
-        check_boxes(boxes)
-        outside = (boxes[:, :2] >= boxes.new_tensor([width, height])).any(1) | (boxes[:, 2:] <= 0).any(1)
-        bad = outside | (boxes[:, 2:] <= boxes[:, :2]).any(1)
-        if bool(bad.any()):
-            got = [round(v, 2) for v in boxes[bad][0].tolist()]
-            where = f"{width} x {height} pixels"
-            raise ValueError(f"expected boxes [x1, y1, x2, y2] of positive size in {where}, got {got}")
-        with measure(seconds, "conv"):
-            maps = self.feature_maps(image)
-        probabilities, deltas = self.score(maps, boxes, seconds)
-        with measure(seconds, "select"):
-            best = probabilities[:, :-1].argmax(dim=1)
-            refined = decode(boxes, deltas[torch.arange(len(boxes)), best].cpu())
-            limit = refined.new_tensor([width, height, width, height])
-            refined = refined.clamp(min=0).minimum(limit)
-        return BoxScores(boxes, probabilities.cpu(), refined, self.class_names)
-
-    @torch.inference_mode()
-    def feature_maps(self, image: Tensor) -> tuple[FeatureMap, FeatureMap]:
-        """Run the trunk on a (3, H, W) uint8 image, once; return the map to pool and the map to average."""
-        maps: tuple[FeatureMap, FeatureMap] = self.reduction(self.extractor(image))
-        return maps
-
-    @torch.inference_mode()
-    def detect(
-        self, maps: tuple[FeatureMap, FeatureMap], proposals: Proposals, size: Size, seconds: Seconds | None = None
-    ) -> Detections:
-        """Find objects on maps that were computed before; size: (height, width) of the image in pixels."""
+    def detect(self, pyramid: FeaturePyramid, proposals: Proposals, seconds: Seconds | None = None) -> Detections:
+        """Find objects on maps that were computed before."""
         boxes = proposals.boxes[: self.config.max_proposals]
-        probabilities, deltas = self.score(maps, boxes, seconds)
-        with measure(seconds, "select"):
-            weighed = weigh_by_rank(probabilities.cpu(), self.config.rank_prior)
-            found = select(boxes, weighed, deltas.cpu(), size, self.config)
-        return Detections(*found, size, self.class_names)
+        ranks = torch.arange(len(boxes))
+        if self.head.coarse is not None and 0 < self.config.cascade < len(boxes):
+            ranks = self.shortlist(pyramid, boxes, seconds)
+            boxes = boxes[ranks]
+        return self.choose(boxes, self.score(pyramid, boxes, seconds), pyramid.size, ranks, seconds)
 
-    def score(
-        self, maps: tuple[FeatureMap, FeatureMap], boxes: Tensor, seconds: Seconds | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def shortlist(self, pyramid: FeaturePyramid, boxes: Tensor, seconds: Seconds | None = None) -> Tensor:
+        """Choose the regions that the large layers look at: those of the `cascade` windows of the best class scores.
+
+        The small classifier reads the coarse levels; its scores are weighed by rank as the final ones are.
+        boxes: (R, 4), best first. Returns rows of boxes, ascending: more than `cascade` where several boxes lie on the
+        same cells.
+        """
+        device = self.trunk.mean.device
+        with measure(seconds, "pool", device):
+            windows, rows = pyramid.locate(boxes.to(device), self.config.scale_rule, self.config.projection)
+            pooled = self._pool(pyramid, windows, self.head.coarse_levels)
+        with measure(seconds, "fc", device):
+            probabilities = self.working_head.read_coarse(pooled).softmax(dim=1)[rows]
+            scores = weigh_by_rank(probabilities, self.config.rank_prior)[:, :-1].amax(dim=1)
+            best = torch.full((len(windows),), -1.0, device=device).scatter_reduce(0, rows, scores, "amax")
+            chosen = torch.zeros(len(windows), dtype=torch.bool, device=device)
+            chosen[best.topk(min(self.config.cascade, len(best))).indices] = True
+            return chosen[rows].nonzero()[:, 0].cpu()
+
+    def score_image(self, image: Tensor, boxes: Tensor, seconds: Seconds | None = None) -> tuple[Tensor, Tensor]:
+        """Classify (R, 4) boxes of an image: probabilities (R, K + 1), background last, and deltas (R, K, 4)."""
+        with measure(seconds, "conv"):
+            pyramid = self.feature_maps(image)
+        return self.score(pyramid, boxes, seconds)
+
+    def score(self, pyramid: FeaturePyramid, boxes: Tensor, seconds: Seconds | None = None) -> tuple[Tensor, Tensor]:
         """Pool boxes from the maps and classify them; boxes on the same cells are pooled and classified once.
 
         boxes: (R, 4) float32. Returns probabilities (R, K + 1), background last, and deltas (R, K, 4).
         """
-        fine, coarse = maps
-        device = fine.values.device
+        device = self.trunk.mean.device
         with measure(seconds, "pool", device):
-            windows = project(boxes.to(device), fine, self.config.projection)
-            distinct, rows = torch.unique(windows, dim=0, return_inverse=True)
-            pooled = spatial_pyramid_pool(fine.values, distinct, self.config.levels)
+            windows, rows = pyramid.locate(boxes.to(device), self.config.scale_rule, self.config.projection)
+            pooled = self._pool(pyramid, windows, self.config.levels)
         with measure(seconds, "fc", device):
-            logits, deltas = self.head(pooled, self.head.read_context(coarse, fine, distinct))
+            maps = zip(pyramid.coarse, pyramid.fine, _split(windows, len(pyramid.fine)), strict=True)
+            context = torch.cat([self.head.read_context(coarse, fine, part) for coarse, fine, part in maps])
+            logits, deltas = self.working_head(pooled, context)
             return logits.softmax(dim=1)[rows], deltas[rows]
 
-    def learned_parameters(self) -> dict[str, torch.nn.Parameter]:
-        """Return the parameters that learn, by name: those of `reduction` and `head`."""
-        return {name: p for name, p in self.named_parameters() if not name.startswith("trunk.")}
+    def _pool(self, pyramid: FeaturePyramid, windows: Tensor, levels: tuple[int, ...]) -> Tensor:
+        """Pool (D, 5) windows, level by level: (D, bins, C)."""
+        parts = zip(pyramid.fine, _split(windows, len(pyramid.fine)), strict=True)
+        pooled = [spatial_pyramid_pool(fine.values, part, levels) for fine, part in parts]
+        return pooled[0] if len(pooled) == 1 else torch.cat(pooled)
 
-    def learned_state(self) -> dict[str, Tensor]:
-        """Return all that training gives the detector, by name: learned parameters and measured statistics."""
-        return {name: value for name, value in self.state_dict(keep_vars=True).items() if not name.startswith("trunk.")}
+    def pool_regions(self, maps: Sequence[FeatureMap], boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the head reads of (R, 4) boxes, to learn: the pyramid's bins and the context.
 
-    def fingerprint(self) -> str:
-        """Return 16 hexadecimal digits that stand for the values of the learned layers."""
-        digest = hashlib.sha256()
-        for name, value in self.learned_state().items():
-            digest.update(name.encode() + value.detach().cpu().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        maps: one per tap, of the whole image.
+        """
+        fine, coarse = self.reduction(maps)
+        windows = project(boxes, fine, self.config.projection)
+        pooled = spatial_pyramid_pool(fine.values, windows, self.config.levels)
+        return pooled, self.head.read_context(coarse, fine, windows)
+
+
+def _split(windows: Tensor, levels: int) -> list[Tensor]:
+    """Return the cells of ascending (D, 5) windows, level by level: (D_l, 4) each."""
+    counts = torch.bincount(windows[:, 0], minlength=levels).tolist()
+    return [part[:, 1:] for part in windows.split(counts)]

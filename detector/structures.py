@@ -57,6 +57,10 @@ class FeatureMap:
         """Return the offset in y and in x."""
         return self.offset if isinstance(self.offset, tuple) else (self.offset, self.offset)
 
+    def to(self, device: torch.device | str) -> FeatureMap:
+        """Return the map on a device."""
+        return self.with_values(self.values.to(device))
+
     def with_values(self, values: Tensor) -> FeatureMap:
         """Return a map of other values whose cells lie where those of this one do."""
         return FeatureMap(values, self.stride, self.offset, self.scale)

@@ -11,6 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,14 +19,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .batches import Batches, Regions
-from .boxes import project
+from .batches import RegionBatches, Regions
 from .checkpoints import load_learned, read_tensors, save_detector, save_tensors
 from .config import Config
 from .features import settings_key
 from .files import write_text
-from .pooling import spatial_pyramid_pool
-from .sppnet import SPPNet
+from .regions import RegionDetector
 
 _WARM_UP_STEPS = 200
 _MEASURED_IMAGES = 64
@@ -49,6 +48,7 @@ class Metrics:
 class _Losses:
     classes: Tensor
     boxes: Tensor
+    coarse: Tensor
     right: float
 
 
@@ -58,7 +58,7 @@ class Run:
     key: stands for the data and caches; a folder that holds a run with another key or config is refused.
     """
 
-    def __init__(self, model: SPPNet, folder: Path, key: str):
+    def __init__(self, model: RegionDetector, folder: Path, key: str):
         self.model, self.folder = model, folder
         self.config: Config = model.config
         self.parameters = model.learned_parameters()
@@ -115,7 +115,7 @@ class Run:
         return path
 
 
-def train(run: Run, batches: Batches, report: Callable[[Metrics, float], None], save_every: float = 60.0) -> Path:
+def train(run: Run, batches: RegionBatches, report: Callable[[Metrics, float], None], save_every: float = 60.0) -> Path:
     """Train a run to its end and return the path of the finished model.
 
     report: is given the newest metrics and the part of the run that is done, every few steps.
@@ -131,7 +131,8 @@ def train(run: Run, batches: Batches, report: Callable[[Metrics, float], None], 
     recent: list[_Losses] = []
     saved = time.monotonic()
     for batch in _from_step(run, batches):
-        recent.append(_learn(run, batch, batches.steps))
+        with _bfloat16_products():
+            recent.append(_learn(run, batch, batches.steps))
         last = run.step == batches.steps
         if run.step % _METRIC_STEPS == 0 or last:
             run.history.append(_mean(recent, run, batches))
@@ -143,7 +144,18 @@ def train(run: Run, batches: Batches, report: Callable[[Metrics, float], None], 
     return run.finish()
 
 
-def _from_step(run: Run, batches: Batches) -> Iterator[list[Regions]]:
+@contextmanager
+def _bfloat16_products() -> Iterator[None]:
+    """Let products of float32 matrices be computed in bfloat16, summed in float32, where the processor does it fast."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _from_step(run: Run, batches: RegionBatches) -> Iterator[list[Regions]]:
     yield from batches.iterate(run.step)
 
 
@@ -155,7 +167,7 @@ def _learn(run: Run, batch: Sequence[Regions], steps: int) -> _Losses:
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(config, run.step, steps)
     run.optimizer.zero_grad(set_to_none=True)
-    (losses.classes + config.box_weight * losses.boxes).backward()
+    (losses.classes + config.box_weight * losses.boxes + losses.coarse).backward()
     run.optimizer.step()
     run.step += 1
     decay = min(config.average, run.step / (run.step + 9.0)) if config.average else 0.0
@@ -164,9 +176,14 @@ def _learn(run: Run, batch: Sequence[Regions], steps: int) -> _Losses:
     return losses
 
 
-def batch_losses(model: SPPNet, batch: Sequence[Regions]) -> _Losses:
-    """Pool and classify the regions of a batch: cross entropy over K + 1 classes, smooth L1 over positives' boxes."""
-    pooled, context = (torch.cat(parts) for parts in zip(*(_pool(model, part) for part in batch), strict=True))
+def batch_losses(model: RegionDetector, batch: Sequence[Regions]) -> _Losses:
+    """Pool and classify the regions of a batch: cross entropy over K + 1 classes, smooth L1 over positives' boxes.
+
+    The small classifier of a cascade learns the classes, too; what it reads does not learn from it.
+    """
+    device = model.trunk.mean.device
+    parts = [model.pool_regions([m.to(device) for m in part.maps], part.boxes.to(device)) for part in batch]
+    pooled, context = (torch.cat(values) for values in zip(*parts, strict=True))
     labels = torch.cat([part.labels for part in batch]).to(pooled.device)
     targets = torch.cat([part.targets for part in batch]).to(pooled.device)
     logits, deltas = model.head(pooled, context)
@@ -174,17 +191,10 @@ def batch_losses(model: SPPNet, batch: Sequence[Regions]) -> _Losses:
     own = labels[positive]
     boxes = F.smooth_l1_loss(deltas[positive, own], targets[positive], reduction="sum") / len(labels)
     right = (logits[positive].argmax(dim=1) == own).float()
-    return _Losses(F.cross_entropy(logits, labels), boxes, float(right.mean()) if len(right) else math.nan)
-
-
-def _pool(model: SPPNet, part: Regions) -> tuple[Tensor, Tensor]:
-    """Return what the head reads of a part: the pyramid's bins and the context."""
-    device = model.trunk.mean.device
-    maps = [m.with_values(m.values.to(device)) for m in part.maps]
-    fine, coarse = model.reduction(maps)
-    windows = project(part.boxes.to(device), fine, model.config.projection)
-    pooled = spatial_pyramid_pool(fine.values, windows, model.config.levels)
-    return pooled, model.head.read_context(coarse, fine, windows)
+    coarse = logits.new_zeros(())
+    if model.head.coarse is not None:
+        coarse = F.cross_entropy(model.head.read_coarse(pooled.detach()[:, model.head.coarse_bins]), labels)
+    return _Losses(F.cross_entropy(logits, labels), boxes, coarse, float(right.mean()) if len(right) else math.nan)
 
 
 def learning_rate(config: Config, step: int, steps: int) -> float:
@@ -193,7 +203,7 @@ def learning_rate(config: Config, step: int, steps: int) -> float:
     return config.learning_rate * rise * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
-def _mean(recent: Sequence[_Losses], run: Run, batches: Batches) -> Metrics:
+def _mean(recent: Sequence[_Losses], run: Run, batches: RegionBatches) -> Metrics:
     classes = sum(float(r.classes.detach()) for r in recent) / len(recent)
     boxes = sum(float(r.boxes.detach()) for r in recent) / len(recent)
     right = [r.right for r in recent if not math.isnan(r.right)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,7 +12,9 @@ from proposals.structures import Proposals
 
 from .datasets import Sample
 from .evaluation import Result, evaluate
-from .preparation import Caches
+from .images import read_image
+from .preparation import Caches, ProposalCache
+from .regions import RegionDetector
 from .sppnet import SPPNet
 
 
@@ -26,18 +29,23 @@ def hold_out(samples: Sequence[Sample], part: float, seed: int) -> tuple[list[Sa
 
 @torch.inference_mode()
 def measure_held_out(
-    model: SPPNet, samples: Sequence[Sample], caches: Caches, report: Callable[[int], None]
+    model: RegionDetector, samples: Sequence[Sample], caches: Caches | ProposalCache, report: Callable[[int], None]
 ) -> dict[str, Result]:
-    """Detect from cached maps and measure `voc07` and `voc10`.
+    """Detect and measure `voc07` and `voc10`: from cached maps if there are, else from the images and cached proposals.
 
     report: is given the number of images finished since it was last called.
     """
     model.eval()
     found = []
     for sample in samples:
-        maps, boxes = caches.read(sample)
-        device = model.trunk.mean.device
-        moved = [m.with_values(m.values.float().to(device)) for m in maps]
-        found.append(model.detect(model.reduction(moved), Proposals(boxes), sample.truth.size))
+        if isinstance(model, SPPNet) and isinstance(caches, Caches):
+            maps, boxes = caches.read(sample)
+            moved = [m.with_values(m.values.float()).to(model.trunk.mean.device) for m in maps]
+            found.append(model.detect(model.join([moved], sample.truth.size), Proposals(boxes)))
+        else:
+            image = read_image(sample.path)
+            store = caches.proposals if isinstance(caches, Caches) else caches
+            seen = model.predict(image, store.get(sample.image_id, image, sample.path))
+            found.append(replace(seen, image=None))
         report(1)
     return evaluate(found, [sample.truth for sample in samples], model.class_names, ["voc07", "voc10"])

@@ -161,6 +161,7 @@ class Recorder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.pooled, self.context = torch.empty(0), torch.empty(0)
+        self.coarse = None
 
     def read_context(self, coarse: FeatureMap, fine: FeatureMap, windows: Tensor) -> Tensor:
         return coverage(windows, fine, coarse).float() @ coarse.values.flatten(1).T

@@ -79,7 +79,7 @@ def test_overrides_are_read_as_their_settings_want(text: str, name: str, value: 
 @pytest.mark.parametrize("text", ["shortr=5", "Shorter=5", "=5", "shorter.x=5", "lr=1"])
 def test_unknown_overrides_are_refused_by_name(text: str) -> None:
     name = text.partition("=")[0]
-    with pytest.raises(ValueError, match=rf"^--set {text}: expected settings among trunk, .*, got {name}$"):
+    with pytest.raises(ValueError, match=rf"^--set {text}: expected settings among detector, trunk, .*, got {name}$"):
         load_config(None, [text])
 
 

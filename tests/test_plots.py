@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import ImageColor
 
 from detector.images import read_image
-from detector.plots import plot_curves, plot_losses
+from detector.plots import STAGE_COLOURS, format_ratio, format_seconds, plot_curves, plot_losses, plot_race, plot_sweep
 from tests.sources import REPOSITORY
 
 
@@ -105,3 +107,60 @@ def test_curves_of_counts_have_a_logarithmic_axis(tmp_path: Path) -> None:
     middle = marks[(marks[:, 0] - (top + bottom) / 2).abs() < 3][:, 1].float().mean()
     left, right = marks[marks[:, 0] > bottom - 3][:, 1].min(), marks[marks[:, 0] < top + 3][:, 1].max()
     assert abs(float(middle) - float(left + right) / 2) < 12, "10 is half way from 1 to 100"
+
+
+EXAMPLE = json.loads(Path(__file__).with_name("benchmark_example.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0.00041, "0.410 ms"), (0.0532, "53.2 ms"), (0.142, "142 ms"), (0.9996, "1.00 s"), (14.37, "14.4 s"), (0, "0 ms")],
+)
+def test_times_have_three_digits(seconds: float, shown: str) -> None:
+    assert format_seconds(seconds) == shown
+
+
+@pytest.mark.parametrize(("ratio", "shown"), [(101.8, "102x"), (9.96, "10x"), (5.31, "5.3x"), (0.82, "0.82x")])
+def test_ratios_are_rounded(ratio: float, shown: str) -> None:
+    assert format_ratio(ratio) == shown
+
+
+def test_a_bar_ends_at_its_total_and_is_divided_by_shares(tmp_path: Path) -> None:
+    """Race three detectors of 10, 100 and 1000 ms, 3 : 1 of conv and fc: equal steps of the axis, the same division."""
+    detectors = {
+        str(total): {
+            "stages": {"conv": 0.75 * total, "fc": 0.25 * total},
+            "total": total,
+            "total_without_proposals": total,
+        }
+        for total in (0.01, 0.1, 1.0)
+    }
+    plot_race({"detectors": detectors}, tmp_path / "race.png")
+    picture = read_image(tmp_path / "race.png")
+    conv, fc = (colour(picture, ImageColor.getrgb(STAGE_COLOURS[stage]), 4) for stage in ("conv", "fc"))
+    lengths, shares = [], []
+    for row in (conv.sum(dim=1) > 60).nonzero().flatten().tolist():
+        start, middle = int(conv[row].nonzero().min()), int(fc[row].nonzero().min())
+        end = int(fc[row].nonzero().max())
+        lengths.append(end - start)
+        shares.append((middle - start) / (end - start))
+    first, second, third = sorted({length for length in lengths if lengths.count(length) > 10})
+    assert second == pytest.approx(2 * first, abs=5), "pixels, edges of bars are white"
+    assert third == pytest.approx(3 * first, abs=7)
+    assert sorted(shares)[len(shares) // 2] == pytest.approx(0.75, abs=0.01)
+
+
+def test_a_sweep_has_a_line_for_each_stage(tmp_path: Path) -> None:
+    """Draw the example: nothing is cut off at the borders, the flat stage is level, the others rise."""
+    plot_sweep(EXAMPLE, tmp_path / "sweep.png")
+    picture = read_image(tmp_path / "sweep.png")
+    assert tuple(picture.shape[1:]) == (720, 1350)
+    for edge in (picture[:, 0], picture[:, -1], picture[:, :, 0], picture[:, :, -1]):
+        assert bool((edge == 255).all())
+    left = picture[:, :, :1020]
+    heights = {}
+    for stage in ("conv", "pool", "fc"):
+        rows = colour(left, ImageColor.getrgb(STAGE_COLOURS[stage]), 30).nonzero()[:, 0]
+        heights[stage] = int(rows.max() - rows.min())
+    assert heights["conv"] < 6
+    assert min(heights["pool"], heights["fc"]) > 100

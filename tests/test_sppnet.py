@@ -67,7 +67,7 @@ def distinct_boxes(model: SPPNet, image: Tensor, generator: torch.Generator) -> 
     """Return boxes of which no two fall on the same cells, so that no two have the same scores."""
     boxes = some_boxes(80, generator)
     seen: dict[tuple[int, ...], int] = {}
-    for i, window in enumerate(project(boxes, model.feature_maps(image)[0], CONFIG.projection).tolist()):
+    for i, window in enumerate(project(boxes, model.feature_maps(image).fine[0], CONFIG.projection).tolist()):
         seen.setdefault(tuple(window), i)
     return boxes[list(seen.values())]
 
@@ -86,11 +86,12 @@ def test_probabilities_are_those_of_every_region_by_itself(
     """
     boxes = some_boxes(25, generator)
     with torch.inference_mode():
-        maps = model.feature_maps(image)
+        pyramid = model.feature_maps(image)
+        maps = pyramid.fine[0], pyramid.coarse[0]
         assert (maps[0].stride, maps[0].offset, maps[1].stride, maps[1].offset) == (16, 0, 32, 0)
         picture = maps[1].values.repeat_interleave(32, dim=1).repeat_interleave(32, dim=2)[:, 8:, 8:]
         picture = nn.functional.pad(picture[None], (0, 8, 0, 8), mode="replicate")[0]
-        probabilities, deltas = model.score(maps, boxes)
+        probabilities, deltas = model.score(pyramid, boxes)
         for r, (x1, y1, x2, y2) in enumerate(project(boxes, maps[0], CONFIG.projection).tolist()):
             crop = maps[0].values[:, y1:y2, x1:x2]
             pooled = torch.cat([adaptive_max_pool2d(crop, n).flatten(1) for n in CONFIG.levels], dim=1).T[None]
@@ -153,9 +154,9 @@ def test_boxes_on_the_same_cells_are_classified_once(model: SPPNet, image: Tenso
     seen: list[int] = []
     model.head.register_forward_hook(lambda _m, inputs, _o: seen.append(len(inputs[0])))
     with torch.inference_mode():
-        maps = model.feature_maps(image)
-        windows = [tuple(w) for w in project(twins, maps[0], CONFIG.projection).tolist()]
-        probabilities, deltas = model.score(maps, twins)
+        pyramid = model.feature_maps(image)
+        windows = [tuple(w) for w in project(twins, pyramid.fine[0], CONFIG.projection).tolist()]
+        probabilities, deltas = model.score(pyramid, twins)
     assert seen == [len(set(windows))]
     assert seen[0] < len(twins)
     first = [windows.index(window) for window in windows]
@@ -247,7 +248,7 @@ def test_boxes_that_stick_out_of_the_image_are_scored(model: SPPNet, image: Tens
 
 def test_maps_that_are_kept_give_the_same_detections(model: SPPNet, image: Tensor, generator: torch.Generator) -> None:
     proposals = Proposals(distinct_boxes(model, image, generator))
-    one, other = model.predict(image, proposals), model.detect(model.feature_maps(image), proposals, (HEIGHT, WIDTH))
+    one, other = model.predict(image, proposals), model.detect(model.feature_maps(image), proposals)
     assert len(one) > 5
     assert torch.equal(one.boxes, other.boxes)
     assert torch.equal(one.scores, other.scores)

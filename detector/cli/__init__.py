@@ -16,6 +16,7 @@ _COMMANDS = {
     "train": ("detector.cli.train", "train", "Train a detector on annotated photos."),
     "propose": ("detector.cli.propose", "propose", "Propose regions of photos and keep them."),
     "recall": ("detector.cli.recall", "recall", "Measure how many objects proposals cover, side by side."),
+    "benchmark": ("detector.cli.benchmark", "benchmark", "Race SPP-net against R-CNN, stage by stage."),
     "evaluate": ("detector.cli.evaluate", "evaluate", "Measure average precision on annotated photos."),
 }
 
@@ -107,6 +108,7 @@ def main(ctx: click.Context, verbose: bool) -> None:
       sppnet train voc:VOC2007:trainval --out run        a model of your own
       sppnet propose photos/ --out boxes        regions that may hold an object
       sppnet recall --data voc:VOC2007:test --proposals fast,quality --out recall
+      sppnet benchmark                          how many times R-CNN's time it saves here
       sppnet evaluate --model run/model.safetensors --data voc:VOC2007:test
 
     `sppnet COMMAND --help` tells all options of a command.

@@ -14,14 +14,14 @@ import click
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from detector.sppnet import SPPNet
+    from detector.regions import RegionDetector
     from detector.structures import BoxScores, Detections, Seconds
     from proposals.given import GivenBoxes
     from proposals.structures import Proposer
 
     from .inputs import PictureNames
 
-_STAGES = ("proposals", "conv", "pool", "fc", "select", "total")
+_STAGES = ("proposals", "warp", "conv", "pool", "fc", "select", "total")
 _log = logging.getLogger(__name__)
 
 
@@ -33,6 +33,9 @@ _log = logging.getLogger(__name__)
 @click.option("--max-proposals", type=click.IntRange(1), help="Most regions of an image [default: the model's, 2000].")
 @click.option("--model", default="voc-lite0", show_default=True, metavar="NAME|FILE", help="A shipped model or a file.")
 @click.option("--boxes", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Score these boxes (JSON).")
+@click.option(
+    "--engine", default="auto", show_default=True, help="How it computes: eager, onednn, ... [detector.engines]"
+)
 @click.option("--device", default="cpu", show_default=True, help="Where the layers run: cpu, cuda, cuda:1, ...")
 @click.option("--threads", type=click.IntRange(1), help="Processor cores to use [default: all].")
 @click.option("--json-only", is_flag=True, help="Draw nothing, write detections.json only.")
@@ -46,6 +49,7 @@ def detect(
     max_proposals: int | None,
     model: str,
     boxes: Path | None,
+    engine: str,
     device: str,
     threads: int | None,
     json_only: bool,
@@ -82,7 +86,7 @@ def detect(
     given = read_boxes(boxes) if boxes else None
     out.mkdir(parents=True, exist_ok=True)
     cores = use_threads(threads)
-    net = _load(model, check_device(device), score, max_proposals)
+    net = _load(model, (check_device(device), engine), score, max_proposals)
     proposer = None if given else prepare_proposer(proposals or net.config.proposals, cores)
     if given:
         announce_compiling()
@@ -92,11 +96,11 @@ def detect(
     ctx.exit(1 if failed else 0)
 
 
-def _load(model: str, device: str, score: float | None, max_proposals: int | None) -> SPPNet:
+def _load(model: str, where: tuple[str, str], score: float | None, max_proposals: int | None) -> RegionDetector:
     """Load a detector; let it return what the options ask for."""
     from detector.checkpoints import load_detector
 
-    net = load_detector(model, device)
+    net = load_detector(model, *where)
     least = net.config.min_score if score is None else min(score, net.config.min_score)
     net.config = replace(net.config, min_score=least, max_proposals=max_proposals or net.config.max_proposals)
     return net
@@ -150,7 +154,7 @@ def _picture(image: Tensor, found: Detections | BoxScores) -> Tensor:
 class _Job:
     """Hold what every image is processed with; either a proposer or boxes are given."""
 
-    net: SPPNet
+    net: RegionDetector
     proposer: Proposer | None
     given: GivenBoxes | None
     score: float
@@ -167,7 +171,8 @@ class _Job:
             found = self._find(image, path, boxes, seconds)
         except ValueError as error:
             raise ValueError(str(error) if path in str(error) else f"{path}: {error}") from error
-        times = {stage: round(seconds.stages.get(stage, 0.0), 6) for stage in _STAGES}
+        stages = [stage for stage in _STAGES if stage != "warp" or stage in seconds.stages]
+        times = {stage: round(seconds.stages.get(stage, 0.0), 6) for stage in stages}
         height, width = image.shape[1:]
         rows = found.to_dicts()
         entry = {"image": path, "height": height, "width": width, "detections": rows, "seconds": times}

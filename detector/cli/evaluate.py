@@ -16,7 +16,7 @@ from .progress import prepare_proposer, progress_bar
 
 if TYPE_CHECKING:
     from detector.datasets import Dataset, Sample
-    from detector.sppnet import SPPNet
+    from detector.regions import RegionDetector
     from detector.structures import Detections
     from proposals.store import ProposalStore
     from proposals.structures import Proposer
@@ -33,6 +33,9 @@ _UNFINISHED = "unfinished.jsonl"
 @click.option("--out", type=_FOLDER, help="Folder for metrics.json and detections.json [default: print only].")
 @click.option("--cache", type=_FOLDER, help="Folder where proposals are kept for other evaluations [default: none].")
 @click.option("--interval/--no-interval", default=True, help="Print how far voc07 and voc10 may be trusted.")
+@click.option(
+    "--engine", default="auto", show_default=True, help="How it computes: eager, onednn, ... [detector.engines]"
+)
 @click.option("--device", default="cpu", show_default=True, help="Where the layers run: cpu, cuda, cuda:1, ...")
 @click.option("--threads", type=click.IntRange(1), help="Processor cores to use [default: all].")
 def evaluate(
@@ -43,6 +46,7 @@ def evaluate(
     out: Path | None,
     cache: Path | None,
     interval: bool,
+    engine: str,
     device: str,
     threads: int | None,
 ) -> None:
@@ -77,7 +81,7 @@ def evaluate(
         if folder is not None:
             check_writable(folder, option)
     cores = use_threads(threads)
-    net = load_detector(model, device)
+    net = load_detector(model, device, engine)
     dataset = open_datasets(data, net.class_names)
     proposer = prepare_proposer(proposals or net.config.proposals, cores)
     ignored = f" ({dataset.ignored} of other classes are ignored)" if dataset.ignored else ""
@@ -93,7 +97,7 @@ def evaluate(
 
 
 def _detect(
-    net: SPPNet, samples: Sequence[Sample], proposer: Proposer, cache: Path | None, out: Path | None
+    net: RegionDetector, samples: Sequence[Sample], proposer: Proposer, cache: Path | None, out: Path | None
 ) -> list[Detections]:
     """Detect in every photo; with a folder for results, go on where a stopped evaluation was."""
     from detector.features import settings_key
@@ -104,7 +108,12 @@ def _detect(
     if cache is not None:
         check_images(cache, samples)
         store = ProposalStore(cache / "proposals", proposer)
-    work = {"model": net.fingerprint(), "settings": net.settings, "proposals": dict(proposer.settings)}
+    work = {
+        "model": net.fingerprint(),
+        "settings": net.settings,
+        "engine": net.engine.name,
+        "proposals": dict(proposer.settings),
+    }
     journal = Journal(out / _UNFINISHED, settings_key(work)) if out else None
     done = sum(str(sample.path) in journal.items for sample in samples) if journal else 0
     found = []
@@ -121,7 +130,7 @@ def _detect(
     return found
 
 
-def _detect_in(net: SPPNet, sample: Sample, source: ProposalStore | Proposer) -> Detections:
+def _detect_in(net: RegionDetector, sample: Sample, source: ProposalStore | Proposer) -> Detections:
     """Detect in one photo. Raises ValueError that names the file if it is damaged."""
     from detector.images import read_image
     from proposals.store import ProposalStore

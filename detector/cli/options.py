@@ -6,9 +6,15 @@ import click
 
 
 def use_threads(threads: int | None) -> int:
-    """Let torch, numba and OpenCV use so many threads; None leaves them as they are. Return the number in use."""
+    """Let torch, numba and OpenCV use so many threads; None leaves them as they are. Return the number in use.
+
+    Memory that is freed is kept for the next image, too.
+    """
     import torch
 
+    from detector.allocation import keep_freed_memory
+
+    keep_freed_memory()
     if threads is None:
         return torch.get_num_threads()
     import cv2

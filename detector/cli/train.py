@@ -17,9 +17,10 @@ from .progress import prepare_proposer, progress_bar
 
 if TYPE_CHECKING:
     from detector.config import Config
+    from detector.crops import CropCaches
     from detector.datasets import Dataset, Sample
     from detector.preparation import Caches
-    from detector.sppnet import SPPNet
+    from detector.regions import RegionDetector
     from detector.training import Metrics, Run
     from proposals.structures import Proposer
 
@@ -30,6 +31,7 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 @click.argument("data", nargs=-1, required=True, metavar="DATA...")
 @click.option("--out", required=True, type=_FOLDER, metavar="RUN", help="Folder of the run; made if missing.")
 @click.option("--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="YAML file of settings.")
+@click.option("--detector", type=click.Choice(["sppnet", "rcnn"]), help="Kind of detector [default: sppnet].")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting; may be repeated.")
 @click.option("--classes", metavar="NAMES", help="Learn these classes, comma separated [default: all of DATA].")
 @click.option("--cache", type=_FOLDER, help="Folder of proposals and maps; runs may share it [default: RUN/cache].")
@@ -40,6 +42,7 @@ def train(
     data: tuple[str, ...],
     out: Path,
     config: Path | None,
+    detector: str | None,
     overrides: tuple[str, ...],
     classes: str | None,
     cache: Path | None,
@@ -70,7 +73,7 @@ def train(
 
     from .options import check_device, use_threads
 
-    settings = load_config(config, overrides)
+    settings = load_config(config, [*overrides, *([f"detector={detector}"] if detector else [])])
     check_device(device)
     check_writable(out, "--out")
     cache = check_writable(cache or out / "cache", "--cache")
@@ -119,22 +122,18 @@ class _Job:
         """Prepare the caches, train, and draw the losses; return the finished model."""
         import torch
 
-        from detector.features import FeatureStore
+        from detector.checkpoints import build_detector
         from detector.files import write_json
-        from detector.preparation import Caches
-        from detector.sppnet import SPPNet
         from detector.training import Run
-        from proposals.store import ProposalStore
 
         learned, held_out = self._split()
         torch.manual_seed(self.settings.seed)
-        model = SPPNet(self.settings, self.dataset.class_names).to(device)
+        model = build_detector(self.settings, self.dataset.class_names).to(device)
         _try(model)
         run = Run(model, out, self._key())
         record = {"data": data, "classes": model.class_names, "settings": self.settings.to_dict()}
         step = _step_on_disk(run, record)
-        maps = FeatureStore(self.cache / "maps", model.extractor)
-        caches = Caches(ProposalStore(self.cache / "proposals", self.proposer), maps)
+        caches = self._caches(model)
         if step is None:
             click.echo(f"{out} holds the finished run already", err=True)
         else:
@@ -146,6 +145,22 @@ class _Job:
         if step is not None or not (out / "loss.png").exists():
             _plot(out / "metrics.jsonl", out / "loss.png")
         return out / "model.safetensors"
+
+    def _caches(self, model: RegionDetector) -> Caches | CropCaches:
+        """Return what keeps proposals and maps of photos, or of crops of photos, for this kind of detector."""
+        from detector.crops import CropCaches
+        from detector.features import FeatureStore
+        from detector.preparation import Caches
+        from detector.rcnn import RCNN
+        from detector.sppnet import SPPNet
+        from proposals.store import ProposalStore
+
+        boxes = ProposalStore(self.cache / "proposals", self.proposer)
+        if isinstance(model, RCNN):
+            model.use_engine("auto")
+            return CropCaches(boxes, model, self.cache / "crops")
+        assert isinstance(model, SPPNet)
+        return Caches(boxes, FeatureStore(self.cache / "maps", model.extractor))
 
     def _key(self) -> str:
         """Return digits that stand for the photos' names, their objects and their proposals."""
@@ -169,7 +184,7 @@ class _Job:
                 raise ValueError(f"holdout={self.settings.holdout:g}: expected images with objects {what}, got none")
         return parts
 
-    def _prepare(self, caches: Caches) -> None:
+    def _prepare(self, caches: Caches | CropCaches) -> None:
         """Compute the proposals and maps that the cache does not hold yet."""
         from detector.preparation import prepare
 
@@ -187,12 +202,16 @@ class _Job:
 
             prepare(missing, caches, self.workers, report)
 
-    def _learn(self, run: Run, caches: Caches, samples: Sequence[Sample], step: int, save_every: float) -> None:
+    def _learn(
+        self, run: Run, caches: Caches | CropCaches, samples: Sequence[Sample], step: int, save_every: float
+    ) -> None:
         """Train from a step on, with a line that tells loss, accuracy on positives and the time left."""
         from detector.batches import Batches
+        from detector.crops import CropBatches, CropCaches
         from detector.training import train as train_run
 
-        batches = Batches(samples, caches, self.settings, len(self.dataset.class_names))
+        kind: Any = CropBatches if isinstance(caches, CropCaches) else Batches
+        batches = kind(samples, caches, self.settings, len(self.dataset.class_names))
         with progress_bar(batches.steps, "training", "step", step) as bar, held_back() as check:
 
             def report(metrics: Metrics, _: float) -> None:
@@ -204,21 +223,23 @@ class _Job:
             train_run(run, batches, report, save_every)
 
 
-def _measure(out: Path, samples: Sequence[Sample], caches: Caches, device: str) -> None:
+def _measure(out: Path, samples: Sequence[Sample], caches: Caches | CropCaches, device: str) -> None:
     """Measure the finished model on photos that it did not learn from; print the table and write holdout.json."""
     from detector.checkpoints import load_detector
+    from detector.crops import CropCaches
     from detector.evaluation import format_table, to_json
     from detector.files import write_json
     from detector.validation import measure_held_out
 
     net = load_detector(out / "model.safetensors", device)
     with progress_bar(len(samples), "held-out photos", "image") as bar:
-        results = measure_held_out(net, samples, caches, bar.update)
+        boxes = caches.proposals if isinstance(caches, CropCaches) else caches
+        results = measure_held_out(net, samples, boxes, bar.update)
     click.echo(format_table(results), err=True)
     write_json(out / "holdout.json", to_json(results))
 
 
-def _try(model: SPPNet) -> None:
+def _try(model: RegionDetector) -> None:
     """Use every layer once on a tiny image, so that settings that do not fit are told before the long work."""
     import torch
 

@@ -30,19 +30,54 @@ def bootstrap_map(
     out of the mean of a data set; a draw without any object is left out altogether. Both ends are NaN if there is no
     ground truth. Raises ValueError for an unknown metric or less than one sample.
     """
+    weights = _draws(len(truths), metric, samples, seed)
+    return _interval(_resampled_means(match_all(detections, truths, class_names), weights, metric))
+
+
+def bootstrap_difference(
+    pair: tuple[Sequence[Detections], Sequence[Detections]],
+    truths: Sequence[GroundTruth],
+    class_names: Sequence[str],
+    metric: str = "voc07",
+    samples: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Return the 95 % interval of the difference of two detectors' mean average precision, the first minus the second.
+
+    pair: what each found in the same images. Both are measured on the same draws of images, so that what makes a draw
+    easy or hard for both cancels out. Else as `bootstrap_map`.
+    """
+    weights = _draws(len(truths), metric, samples, seed)
+    first, second = (_resampled_means(match_all(d, truths, class_names), weights, metric) for d in pair)
+    return _interval(first - second)
+
+
+def _draws(count: int, metric: str, samples: int, seed: int) -> Array:
+    """Return how often each draw holds each of `count` images, (samples, count) int64."""
     if metric not in METRICS or samples < 1:
         known = ", ".join(METRICS)
         raise ValueError(f"expected a metric among {known} and at least one sample, got {metric} and {samples}")
-    matches = match_all(detections, truths, class_names)
+    if count == 0:
+        return np.zeros((samples, 0), dtype=np.int64)
+    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=samples)
+
+
+def _resampled_means(matches: Sequence[Matches], weights: Array, metric: str) -> Array:
+    """Return the mean average precision of every draw that holds an object; the truth alone decides which these are."""
     if not any(m.objects.any() for m in matches):
-        return float("nan"), float("nan")
-    count = len(truths)
-    weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=samples)
+        return np.empty(0)
     aps = np.stack([resampled_ap(m, weights, metric) for m in matches])
-    known_aps = ~np.isnan(aps)
-    present = known_aps.any(axis=0)
-    means = np.where(known_aps, aps, 0).sum(axis=0)[present] / known_aps.sum(axis=0)[present]
-    low, high = np.quantile(means, [0.025, 0.975])
+    known = ~np.isnan(aps)
+    present = known.any(axis=0)
+    means: Array = np.where(known, aps, 0).sum(axis=0)[present] / known.sum(axis=0)[present]
+    return means
+
+
+def _interval(values: Array) -> tuple[float, float]:
+    """Return the 2.5 % and the 97.5 % quantile, NaN of no values."""
+    if len(values) == 0:
+        return float("nan"), float("nan")
+    low, high = np.quantile(values, [0.025, 0.975])
     return float(low), float(high)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from detector.evaluation import bootstrap_map, voc_ap
-from detector.evaluation.bootstrap import resampled_ap
+from detector.evaluation.bootstrap import bootstrap_difference, resampled_ap
 from detector.evaluation.voc import match_all
 from detector.structures import Detections, GroundTruth
 from tests.evaluation.cases import found, random_case, truth
@@ -72,6 +72,34 @@ def test_a_class_that_a_draw_lacks_is_left_out_of_its_mean() -> None:
     detections: list[Detections] = [found(box, [0.9], [0], NAMES)] * 4
     truths: list[GroundTruth] = [truth(box, [0])] * 3 + [truth(box * 2, [0, 1])]
     assert bootstrap_map(detections, truths, NAMES) == (0.5, 1)
+
+
+@pytest.mark.parametrize("metric", ["voc07", "voc10"])
+def test_the_difference_is_measured_on_the_same_draws(metric: str) -> None:
+    generator = np.random.default_rng(13)
+    detections, truths, names = random_case(generator, 12, 2)
+    first = distinct_scores(detections, generator)
+    second = distinct_scores([*random_case(generator, 12, 2)[0]], generator)
+    draws = np.random.default_rng(4).multinomial(12, np.full(12, 1 / 12), size=60)
+    differences = []
+    for draw in draws:
+        rows = np.repeat(np.arange(12), draw)
+        drawn = [truths[i] for i in rows]
+        means = [voc_ap([found[i] for i in rows], drawn, names, metric).map for found in (first, second)]
+        if not math.isnan(means[0]):
+            differences.append(means[0] - means[1])
+    expected = np.quantile(differences, [0.025, 0.975])
+    assert bootstrap_difference((first, second), truths, names, metric, 60, 4) == pytest.approx(tuple(expected))
+    assert expected[0] < expected[1]
+    low, high = bootstrap_difference((second, first), truths, names, metric, 60, 4)
+    assert (-high, -low) == pytest.approx(tuple(expected))
+
+
+def test_a_detector_does_not_differ_from_itself() -> None:
+    detections, truths, names = random_case(np.random.default_rng(3), 20, 2)
+    assert bootstrap_difference((detections, detections), truths, names) == (0, 0)
+    nothing = [found([], [], [], NAMES)]
+    assert all(math.isnan(end) for end in bootstrap_difference((nothing, nothing), [truth([], [])], NAMES))
 
 
 def test_edges() -> None:
