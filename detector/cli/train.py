@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ import click
 from .folders import check_images, check_writable
 from .interrupts import held_back
 from .progress import prepare_proposer, progress_bar
+from .runs import step_on_disk
 
 if TYPE_CHECKING:
     from detector.config import Config
@@ -56,7 +57,7 @@ def train(
     coco:JSON:IMAGES, an instances file and the folder of its images. Several are joined by class name; airplane and
     aeroplane, couch and sofa, ... are the same. Objects of other classes than --classes are ignored.
 
-    First, proposals and convolutional maps of all photos are computed and kept in the cache, about 2 MB per photo; then
+    First, proposals and convolutional maps of all photos are computed and kept in the cache, about 2 MB a photo; then
     the layers behind the pyramid learn from them. Both can be stopped at any moment: the same command continues with
     what is on disk, and ends with the same weights. The result is RUN/model.safetensors, beside it metrics.jsonl,
     loss.png and run.json, which tells what the run was made from. The cache may be deleted then. With --set
@@ -132,7 +133,7 @@ class _Job:
         _try(model)
         run = Run(model, out, self._key())
         record = {"data": data, "classes": model.class_names, "settings": self.settings.to_dict()}
-        step = _step_on_disk(run, record)
+        step = step_on_disk(run, record)
         caches = self._caches(model)
         if step is None:
             click.echo(f"{out} holds the finished run already", err=True)
@@ -246,42 +247,6 @@ def _try(model: RegionDetector) -> None:
     from proposals.structures import Proposals
 
     model.predict(torch.zeros(3, 96, 128, dtype=torch.uint8), Proposals(torch.tensor([[8.0, 8.0, 120.0, 88.0]])))
-
-
-def _step_on_disk(run: Run, record: Mapping[str, Any]) -> int | None:
-    """Return the step that the run's folder has reached, None if it is finished.
-
-    Raises ValueError that says what differs if the folder holds another run.
-    """
-    from detector.checkpoints import read_tensors
-
-    for name, field in (("model.safetensors", "run"), ("state.safetensors", "key")):
-        path = run.folder / name
-        if not path.exists():
-            continue
-        metadata = read_tensors(path)[1]
-        if metadata.get(field) != run.key:
-            got = _difference(run.folder / "run.json", record)
-            raise ValueError(
-                f"{path}: expected a folder without a run, or with this one, got {got}; choose another --out"
-            )
-        return None if field == "run" else int(metadata["step"])
-    return 0
-
-
-def _difference(path: Path, record: Mapping[str, Any]) -> str:
-    """Say how the run that a file describes differs from a new one."""
-    try:
-        old = json.loads(path.read_text(encoding="utf-8"))
-        values = [(key, old["settings"].get(key), value) for key, value in record["settings"].items()]
-        changed = [
-            f"{key}={json.dumps(was)} instead of {json.dumps(value)}" for key, was, value in values if was != value
-        ]
-        if old["classes"] != list(record["classes"]):
-            changed.append(f"the classes {', '.join(old['classes'])}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return "another model"
-    return f"a run with {', '.join(changed) or 'other photos, annotations or proposals'}"
 
 
 def _plot(metrics: Path, picture: Path) -> None:

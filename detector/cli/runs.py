@@ -1,0 +1,47 @@
+"""Tell what a run's folder holds already: nothing, this run, or another one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from detector.training import Run
+
+
+def step_on_disk(run: Run, record: Mapping[str, Any]) -> int | None:
+    """Return the step that the run's folder has reached, None if it is finished.
+
+    Raises ValueError that says what differs if the folder holds another run.
+    """
+    from detector.checkpoints import read_tensors
+
+    for name, field in (("model.safetensors", "run"), ("state.safetensors", "key")):
+        path = run.folder / name
+        if not path.exists():
+            continue
+        metadata = read_tensors(path)[1]
+        if metadata.get(field) != run.key:
+            got = _difference(run.folder / "run.json", record)
+            raise ValueError(
+                f"{path}: expected a folder without a run, or with this one, got {got}; choose another --out"
+            )
+        return None if field == "run" else int(metadata["step"])
+    return 0
+
+
+def _difference(path: Path, record: Mapping[str, Any]) -> str:
+    """Say how the run that a file describes differs from a new one."""
+    try:
+        old = json.loads(path.read_text(encoding="utf-8"))
+        values = [(key, old["settings"].get(key), value) for key, value in record["settings"].items()]
+        changed = [
+            f"{key}={json.dumps(was)} instead of {json.dumps(value)}" for key, was, value in values if was != value
+        ]
+        if old["classes"] != list(record["classes"]):
+            changed.append(f"the classes {', '.join(old['classes'])}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "another model"
+    return f"a run with {', '.join(changed) or 'other photos, annotations or proposals'}"
