@@ -1,8 +1,9 @@
-"""Keep memory that was freed, so that large maps do not wait for fresh pages again and again."""
+"""Keep memory that was freed and kernels that were made, so that no image waits for either again and again."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 
 _LARGEST = (1 << 31) - 1
@@ -17,9 +18,19 @@ def keep_freed_memory() -> bool:
 
     glibc maps what is larger than 32 MiB anew each time, and every page of it is cleared when it is first touched: on
     a map of 576 x 768 pixels that takes as long as the convolutions. The peak stays as it was. Elsewhere than with
-    glibc nothing changes, nor for threads that ran before. The commands call it; a program of your own may.
+    glibc nothing changes, nor for threads that ran before or share the memory of one that did. The commands call it; a
+    program of your own may.
     """
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and all(mallopt(name, value) == 1 for name, value in _SETTINGS.items())
+
+
+def keep_kernels(most: int = 8192) -> None:
+    """Let oneDNN keep so many kernels instead of 1,024, if the user's environment does not say how many.
+
+    It makes one for every layer and every size of its input: five scales of one photo need 240. What falls out is made
+    again, which takes about as long as to use it. Call this before the first layer runs.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(most))

@@ -83,6 +83,12 @@ class Trunk(nn.Module):
         """Map (N, 3, H, W) uint8 pixels to the float32 range the network was trained on."""
         return (pixels.float() - self.mean) / self.std
 
+    @property
+    def normalised(self) -> Tensor:
+        """Return what `normalise` makes of the pixel values 0 to 255 of each channel: (256, 3) float32."""
+        values = torch.arange(256, dtype=torch.uint8, device=self.mean.device)
+        return self.normalise(values.expand(1, 3, 1, 256))[0, :, 0].T
+
     def forward(self, pixels: Tensor) -> list[Tensor]:
         return self.maps(self.normalise(pixels))
 

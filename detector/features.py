@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -32,12 +34,14 @@ class Extractor:
 
     trunk: the convolutional layers. shorter: the shorter side of the resized image in pixels.
     longest: the most its longer side may have, in pixels. engine: computes the layers; the default is to call them.
+    dtype: of the pixels that the engine is given.
     """
 
     trunk: Trunk
     shorter: int
     longest: int
     engine: Callable[[Tensor], list[Tensor]] | None = None
+    dtype: torch.dtype = torch.float32
 
     def at(self, shorter: int, aspect: float) -> Extractor:
         """Return the extractor of another scale. aspect: the most the longer side may be of the shorter one."""
@@ -58,9 +62,11 @@ class Extractor:
     def pixels(self, image: Tensor) -> Tensor:
         """Return what the trunk reads of a (3, H, W) uint8 image: resized, normalised, padded, (1, 3, H', W')."""
         height, width = image.shape[1:]
-        size = scaled_size((height, width), self.shorter, self.longest)
-        resized = resize_image(image, size)[None].to(self.trunk.mean.device)
-        x = pad_to_multiple(self.trunk.normalise(resized), PAD_MULTIPLE)
+        resized = resize_image(image, scaled_size((height, width), self.shorter, self.longest))
+        device = self.trunk.mean.device
+        if device.type == "cpu":
+            return _lay_out(resized, self.trunk.normalised.to(self.dtype))
+        x = pad_to_multiple(self.trunk.normalise(resized[None].to(device)), PAD_MULTIPLE)
         return x.contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()
@@ -73,6 +79,25 @@ class Extractor:
         maps = compute(self.pixels(image))
         taps = self.trunk.taps
         return tuple(FeatureMap(m[0], tap.stride, tap.offset, scale) for m, tap in zip(maps, taps, strict=True))
+
+
+def _lay_out(image: Tensor, table: Tensor) -> Tensor:
+    """Look up every pixel of a (3, H, W) uint8 image, channels last, in one pass over memory, with zeros behind.
+
+    table: (256, 3), what each value of each channel becomes, float32 or bfloat16. Returns (1, 3, H', W'), channels
+    last, H' and W' the next multiples of PAD_MULTIPLE.
+    """
+    _, height, width = image.shape
+    padded = torch.empty(height + -height % PAD_MULTIPLE, width + -width % PAD_MULTIPLE, 3, dtype=table.dtype)
+    padded[height:], padded[:, width:] = 0, 0
+    pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+    cv2.LUT(pixels, _bits(table.contiguous())[None], dst=_bits(padded)[:height, :width])
+    return padded.permute(2, 0, 1)[None]
+
+
+def _bits(values: Tensor) -> np.ndarray[Any, Any]:
+    """Return an array on the same memory; bfloat16, which numpy does not know, as the 16 bits it is made of."""
+    return values.view(torch.int16).numpy().view(np.uint16) if values.dtype == torch.bfloat16 else values.numpy()
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:

@@ -27,26 +27,33 @@ def bins(levels: tuple[int, ...]) -> int:
     return sum(n * n for n in levels)
 
 
-def spatial_pyramid_pool(values: Tensor, windows: Tensor, levels: tuple[int, ...] = PYRAMID) -> Tensor:
+def spatial_pyramid_pool(
+    values: Tensor, windows: Tensor, levels: tuple[int, ...] = PYRAMID, out: Tensor | None = None
+) -> Tensor:
     """Pool every window of a map with a spatial pyramid of maxima.
 
     values: (C, h, w) float32; channels-last memory (`values.permute(1, 2, 0)` contiguous) avoids a copy.
     windows: (R, 4) int64 or int32, whole cells (x1, y1, x2, y2), x2 and y2 exclusive, inside the map, not empty.
-    levels: bins per side, finest first; every coarser level must divide the finest.
+    levels: bins per side, finest first; every coarser level must divide the finest. out: contiguous memory of the
+    result's shape to fill, on the CPU and without gradients: for windows of several maps in one tensor.
     Returns (R, bins, C) float32, levels in the given order, bins of a level row by row. Differentiable in `values`.
     Raises ValueError for windows outside the map or empty, or for levels that do not divide the finest.
     """
     _check(values, windows, levels)
     if values.device.type != "cpu":
-        return _roi_pool(values, windows, levels)
+        return _roi_pool(values, windows, levels) if out is None else out.copy_(_roi_pool(values, windows, levels))
     cells = values.permute(1, 2, 0).contiguous()
     table = windows.to(torch.int32).contiguous()
     if cells.requires_grad and torch.is_grad_enabled():
         return _PyramidPool.apply(cells, table, levels)  # type: ignore[no-any-return]
-    out = np.empty((len(table), bins(levels), cells.shape[2]), dtype=np.float32)
+    shape = (len(table), bins(levels), cells.shape[2])
+    if out is None:
+        out = torch.from_numpy(np.empty(shape, dtype=np.float32))
+    elif out.shape != shape or not out.is_contiguous() or out.dtype != torch.float32:
+        raise ValueError(f"expected contiguous float32 memory of shape {shape}, got {tuple(out.shape)} {out.dtype}")
     _use_threads_of_torch()
-    _pool(cells.detach().numpy(), table.numpy(), np.asarray(levels, dtype=np.int64), out)
-    return torch.from_numpy(out)
+    _pool(cells.detach().numpy(), table.numpy(), np.asarray(levels, dtype=np.int64), out.numpy())
+    return out
 
 
 def is_compiled() -> bool:

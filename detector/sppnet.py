@@ -19,7 +19,7 @@ from .config import Config
 from .engines import trunk_maps
 from .features import Extractor
 from .images import scaled_size
-from .pooling import spatial_pyramid_pool
+from .pooling import bins, spatial_pyramid_pool
 from .regions import RegionDetector
 from .scales import FeaturePyramid
 from .selection import weigh_by_rank
@@ -44,7 +44,8 @@ class SPPNet(RegionDetector):
         Raises ValueError for an unknown engine or one that cannot run here.
         """
         super().use_engine(name)
-        self.extractor = replace(self.extractor, engine=trunk_maps(self.trunk, self.engine))
+        engine = trunk_maps(self.trunk, self.engine)
+        self.extractor = replace(self.extractor, engine=engine, dtype=self.engine.reads)
 
     @torch.inference_mode()
     def predict(self, image: Tensor, proposals: Proposals, seconds: Seconds | None = None) -> Detections:
@@ -129,9 +130,12 @@ class SPPNet(RegionDetector):
 
     def _pool(self, pyramid: FeaturePyramid, windows: Tensor, levels: tuple[int, ...]) -> Tensor:
         """Pool (D, 5) windows, level by level: (D, bins, C)."""
-        parts = zip(pyramid.fine, _split(windows, len(pyramid.fine)), strict=True)
-        pooled = [spatial_pyramid_pool(fine.values, part, levels) for fine, part in parts]
-        return pooled[0] if len(pooled) == 1 else torch.cat(pooled)
+        split = _split(windows, len(pyramid.fine))
+        pooled = windows.new_empty(len(windows), bins(levels), self.config.channels, dtype=torch.float32)
+        parts = pooled.split([len(part) for part in split])
+        for fine, part, out in zip(pyramid.fine, split, parts, strict=True):
+            spatial_pyramid_pool(fine.values, part, levels, out)
+        return pooled
 
     def pool_regions(self, maps: Sequence[FeatureMap], boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the head reads of (R, 4) boxes, to learn: the pyramid's bins and the context.

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from proposals.structures import Proposals, Proposer
 
-from .benchmark import Photo, Run, engine_of, race, time_stages
+from .benchmark import time_stages
+from .racing import Photo, Run, engine_of, race
 from .sppnet import SPPNet
 from .structures import BoxScores, Detections, Detector, Seconds
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
 
 import pytest
+
+from detector.fusion import has_onednn
 
 PROGRAM = """
 import resource, sys, threading, torch
@@ -43,11 +46,41 @@ print(kept, again, fresh, faults(sys.argv[2]))
 def test_pages_are_not_cleared_again(mebibytes: int, where: str) -> None:
     """Touch 8 tensors, one after the other: of 64 MiB, 16,384 pages of 4 KiB each, or 32 of 2 MiB.
 
-    Threads that begin after the call share the first one's memory; an earlier one would keep what it has.
+    Threads that begin after the call share the first one's memory. An earlier one would keep what it has, and a later
+    one might get the same: so the libraries start none here.
     """
     command = [sys.executable, "-c", PROGRAM, str(mebibytes), where]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    alone = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **alone})
     kept, again, fresh, reused = done.stdout.split()
     assert kept == again == "True"
     assert int(fresh) >= 8 * mebibytes / 2
     assert int(reused) < int(fresh) / 10
+
+
+KERNELS = """
+import os, sys, time, torch
+from detector.allocation import keep_kernels
+
+os.environ.pop("ONEDNN_PRIMITIVE_CACHE_CAPACITY", None)
+if sys.argv[1]:
+    os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = sys.argv[1]
+keep_kernels(int(sys.argv[2]))
+weight, once = torch.zeros(16, 16, 3, 3), [1, 1]
+for _ in range(2):
+    for width in range(20, 40):
+        x = torch.zeros(1, 16, 30, width)
+        torch.ops.mkldnn._convolution_pointwise(x, weight, None, once, once, once, 1, "none", [], "")
+"""
+
+
+@pytest.mark.skipif(not has_onednn(), reason="this PyTorch has no oneDNN")
+@pytest.mark.parametrize(("told", "most", "made"), [("", 512, 20), ("", 4, 40), ("4", 512, 40)])
+def test_kernels_are_kept_for_every_size(told: str, most: int, made: int) -> None:
+    """Convolve maps of 20 widths, twice, and count what oneDNN says that it made anew; the user's word counts more."""
+    command = [sys.executable, "-c", KERNELS, told, str(most)]
+    environment = {**os.environ, "ONEDNN_VERBOSE": "2"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    lines = [line for line in done.stdout.splitlines() if "convolution" in line]
+    assert sum(",create:cache_miss," in line for line in lines) == made
+    assert sum(",create:cache_hit," in line for line in lines) == 40 - made

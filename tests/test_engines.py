@@ -16,9 +16,10 @@ import torch
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
-from detector import engines
+from detector import engines, fusion
 from detector.backbones import Trunk, build_trunk
-from detector.engines import ENGINES, FusedConv, choose_engine, fast_layers, has_onednn, trunk_maps
+from detector.engines import ENGINES, choose_engine, fast_layers, trunk_maps
+from detector.fusion import FusedConv, has_onednn
 from detector.heads import PyramidHead
 from detector.sppnet import SPPNet
 from proposals.structures import Proposals
@@ -99,8 +100,8 @@ def test_a_trunk_is_left_as_it_was(name: str, trunk: Trunk) -> None:
 def test_only_float32_weights_are_shared() -> None:
     trunk = build_trunk("mobilenet_v3_large", pretrained=False).to(memory_format=torch.channels_last)
     own = {p.data_ptr() for p in trunk.parameters()}
-    assert {p.data_ptr() for p in engines._fuse(trunk.model, True).parameters()} == own
-    assert not {p.data_ptr() for p in engines._fuse(trunk.model, False).parameters()} & own
+    assert {p.data_ptr() for p in fusion.fuse(trunk.model, True).parameters()} == own
+    assert not {p.data_ptr() for p in fusion.fuse(trunk.model, False).parameters()} & own
 
 
 @pytest.mark.slow
@@ -122,7 +123,7 @@ def test_every_activation_of_the_default_trunk_is_fused() -> None:
     trunk = build_trunk("efficientnet_lite0")
     before = [type(m) for m in trunk.model.modules()]
     assert sum(issubclass(kind, nn.Hardtanh) for kind in before) > 30
-    fused = engines._fuse(trunk.model, True)
+    fused = fusion.fuse(trunk.model, True)
     assert not any(isinstance(m, nn.Hardtanh | nn.Conv2d) for m in fused.modules())
     operations = [m.operation[0] for m in fused.modules() if isinstance(m, FusedConv)]
     assert operations.count("hardtanh") == sum(issubclass(kind, nn.Hardtanh) for kind in before)
@@ -134,7 +135,7 @@ def test_convolutions_that_are_not_known_to_be_padded_by_zeros_stay() -> None:
         nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), nn.ReLU(), nn.Conv2d(4, 5, 3, padding="same"),
         nn.ReLU6(), nn.Conv2d(5, 4, 1), nn.Identity(), nn.Hardswish(), nn.Conv2d(4, 2, 1), nn.Tanh(),
     ).eval()  # fmt: skip
-    fused, x = engines._fuse(model, True), smooth(1, 17, 23)
+    fused, x = fusion.fuse(model, True), smooth(1, 17, 23)
     kinds = ["Conv2d", "ReLU", "Conv2d", "ReLU6", "FusedConv", "Identity", "Identity", "FusedConv", "Tanh"]
     assert [type(m).__name__ for m in fused] == kinds
     with torch.inference_mode():

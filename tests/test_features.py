@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from detector.backbones import Tap, Trunk, build_trunk
 from detector.boxes import project
 from detector.features import Extractor, FeatureStore, flip_map, pad_to_multiple, settings_key
-from detector.images import scaled_size
+from detector.images import resize_image, scaled_size
 from detector.sampling import mirror
 from detector.structures import FeatureMap
 
@@ -64,6 +64,20 @@ def test_padding_is_the_mean_colour_at_the_right_and_the_bottom() -> None:
     assert pad_to_multiple(x[..., :32, :], 32).shape == (1, 3, 32, 64)
     grey = torch.full((3, 40, 70), MEAN, dtype=torch.uint8)
     assert not bool(Extractor(averages(), 40, 70)(grey)[0].values.any()), "padding differs from a grey image"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [(40, 70), (64, 33), (31, 96)])
+def test_pixels_are_those_that_the_trunk_normalises(size: tuple[int, int], dtype: torch.dtype) -> None:
+    """Compare with resizing, normalising, padding and converting, one after the other; three means and deviations."""
+    normalisation = torch.tensor([123.7, 116.3, 103.5]), torch.tensor([58.4, 57.1, 57.4])
+    trunk, image = Trunk("averages", Averages(), averages().taps, normalisation), noise(*size)
+    extractor = Extractor(trunk, 50, 96, dtype=dtype)
+    resized = resize_image(image, scaled_size(size, 50, 96))[None]
+    expected = pad_to_multiple((resized.float() - trunk.mean) / trunk.std, 32).to(dtype)
+    pixels = extractor.pixels(image)
+    assert torch.equal(pixels, expected)
+    assert pixels.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize(("size", "shorter"), [((96, 160), 96), ((90, 150), 180), ((170, 100), 50)])

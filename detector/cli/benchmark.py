@@ -22,7 +22,7 @@ from .racers import BUILDERS, Choice, build_racers, measure_peak, model_of
 from .table import format_table10
 
 if TYPE_CHECKING:
-    from detector.benchmark import Photo, Run
+    from detector.racing import Photo, Run
     from detector.structures import Detector, GroundTruth
     from proposals.structures import Proposer
 
@@ -189,8 +189,9 @@ class _Job:
         """Race, and sweep if that is wanted; return the content of benchmark.json but for the settings."""
         import torch
 
-        from detector.benchmark import describe_detector, race, summarize
+        from detector.benchmark import describe_detector, summarize
         from detector.machine import describe_machine
+        from detector.racing import race
         from detector.sweep import VALUES, summarize_sweep
         from detector.sweep import sweep as sweep_race
 

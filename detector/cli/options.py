@@ -8,13 +8,14 @@ import click
 def use_threads(threads: int | None) -> int:
     """Let torch, numba and OpenCV use so many threads; None leaves them as they are. Return the number in use.
 
-    Memory that is freed is kept for the next image, too.
+    Memory that is freed and kernels that oneDNN makes are kept for the next image, too.
     """
     import torch
 
-    from detector.allocation import keep_freed_memory
+    from detector.allocation import keep_freed_memory, keep_kernels
 
     keep_freed_memory()
+    keep_kernels()
     if threads is None:
         return torch.get_num_threads()
     import cv2
