@@ -50,7 +50,7 @@ def test_pages_are_not_cleared_again(mebibytes: int, where: str) -> None:
     one might get the same: so the libraries start none here.
     """
     command = [sys.executable, "-c", PROGRAM, str(mebibytes), where]
-    alone = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+    alone = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **alone})
     kept, again, fresh, reused = done.stdout.split()
     assert kept == again == "True"
