@@ -7,22 +7,18 @@ A data set is named `voc:ROOT:SPLIT` (ROOT holds JPEGImages, Annotations and Ima
 from __future__ import annotations
 
 import hashlib
-import logging
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from PIL import ExifTags, Image
 
-from .annotations import Annotation, read_coco_and_categories, read_voc
+from .annotations import AnnotatedObject
 from .classes import match_classes, spellings
-from .structures import GroundTruth, Size
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
-logger = logging.getLogger(__name__)
+from .findings import Ledger
+from .structures import GroundTruth
+from .trees import Record, Tree, read_tree
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,9 +40,10 @@ class Sample:
 class Dataset:
     """Hold annotated images and the names of their K classes; `sample.truth.labels` are in [0, K).
 
-    dropped: how many boxes without area were left out. ignored: how many objects of other classes were left out.
+    dropped: how many boxes of no area, or outside of their image, were left out. ignored: how many objects of other
+    classes were left out.
     category_ids: per class the id of its category if all is from one COCO file that lists exactly one category for each
-    class and gives every image an id of its own; else None.
+    class; else None. coco_file: the COCO file if all is from a single one, else None.
     """
 
     samples: tuple[Sample, ...]
@@ -54,6 +51,7 @@ class Dataset:
     dropped: int = 0
     ignored: int = 0
     category_ids: tuple[int, ...] | None = None
+    coco_file: Path | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -74,69 +72,99 @@ class Dataset:
         return replace(self, samples=tuple(self.samples[i] for i in indices))
 
 
-@dataclass(frozen=True, slots=True)
-class _Record:
-    image_id: str
-    path: Path
-    annotation: Annotation
-
-
 def open_dataset(spec: str, class_names: Sequence[str] | None = None) -> Dataset:
     """Open `voc:ROOT:SPLIT` or `coco:JSON:IMAGES`; see `open_datasets`."""
     return open_datasets([spec], class_names)
 
 
-def open_datasets(specs: Sequence[str], class_names: Sequence[str] | None = None) -> Dataset:
+def open_datasets(
+    specs: Sequence[str], class_names: Sequence[str] | None = None, exact: bool = False, photos: bool = True
+) -> Dataset:
     """Open several data sets as one list of images, joined by class name.
 
     With `class_names`, these are the classes, in this order and spelling, and all other objects are ignored. Without,
     they are the sorted names of all objects found: VOC's name where COCO's means the same class, the file's own
     spelling for a class that neither knows. Classes that a file lists but no object has are left out, since nothing
-    can be learned of them. Images without objects stay. Boxes are clipped to the image.
+    can be learned of them. Images without objects stay.
 
-    Raises FileNotFoundError or ValueError, one sentence that names the file, if a split, annotation or image is
-    missing or damaged, if an image occurs in two of the data sets, or if no object of any class is found.
+    Boxes are float32 and clipped to the image, whose file, not the annotation, says how large it is. With `exact`, they
+    are float64 as their file gives them and may reach out of the image or lie outside of it, as the official tools of
+    VOC and COCO take them. Boxes of no area are always left out. Without `photos` the image files need not be there:
+    detections can be measured without. All that is repaired is logged, a line for each kind of finding
+    (`detector.findings.KINDS`).
+
+    Raises FileNotFoundError or ValueError, one sentence that names the file, for the first finding that is refused:
+    a file that is missing or damaged, an id or an image that occurs twice, no object of any class.
     """
-    parts = [_read(spec) for spec in specs]
-    records = [record for part, _ in parts for record in part]
+    ledger = Ledger(strict=True, photos=photos)
+    dataset = join_trees(specs, [read_tree(spec, ledger) for spec in specs], class_names, exact, ledger)
+    ledger.log()
+    return dataset
+
+
+def join_trees(
+    specs: Sequence[str], trees: Sequence[Tree], class_names: Sequence[str] | None, exact: bool, ledger: Ledger
+) -> Dataset:
+    """Join data sets that were read as `open_datasets` says; specs are their names."""
+    records = [record for tree in trees for record in tree.records]
     seen: set[Path] = set()
     for record in records:
         if record.path in seen:
-            raise ValueError(f"{record.path}: expected every image in one of the data sets only, got it twice")
+            text = "expected every image in one of the data sets only, got it twice"
+            ledger.add("repeated-image", record.path, text)
         seen.add(record.path)
     found = {item.name for record in records for item in record.annotation.objects}
     names = spellings(found) if class_names is None else tuple(class_names)
     labels = match_classes(found, names)
-    if not labels:
+    if not labels and not ledger.refused:  # else the objects may be in what could not be read
         wanted = f"objects of the classes {', '.join(names)}" if found and names else "at least one annotated object"
         got = f"only {', '.join(sorted(found))}" if found and names else "none"
-        raise ValueError(f"{' '.join(specs) or 'no data set'}: expected {wanted}, got {got}")
-    dataset = _dataset(records, names, labels)
-    return replace(dataset, category_ids=_category_ids(records, parts[0][1], names)) if len(parts) == 1 else dataset
+        ledger.add("no-objects", " ".join(specs) or "no data set", f"expected {wanted}, got {got}")
+    ignored = _report_unknown(records, labels, ledger)
+    samples, dropped = _samples(records, labels, exact, ledger)
+    dataset = Dataset(samples, names, dropped, ignored)
+    if len(trees) != 1 or trees[0].categories is None:
+        return dataset
+    ids = _category_ids(trees[0].categories, names)
+    return replace(dataset, category_ids=ids, coco_file=trees[0].file)
 
 
-def _dataset(records: list[_Record], names: tuple[str, ...], labels: dict[str, int]) -> Dataset:
-    """Turn records into samples, with unique ids."""
-    samples = []
-    dropped = ignored = 0
+def _report_unknown(records: Sequence[Record], labels: dict[str, int], ledger: Ledger) -> int:
+    """Report the classes that are not wanted, each once with the number of its objects; return that of all."""
+    counts: Counter[str] = Counter()
+    sources: dict[str, Path] = {}
+    for record in records:
+        for item in record.annotation.objects:
+            if item.name not in labels:
+                counts[item.name] += 1
+                sources.setdefault(item.name, record.source)
+    for name, count in counts.items() if labels else ():
+        text = f"expected objects of the wanted classes, got {count} of the class {name}"
+        ledger.add("unknown-class", sources[name], text, count=count)
+    return counts.total()
+
+
+def _samples(
+    records: Sequence[Record], labels: dict[str, int], exact: bool, ledger: Ledger
+) -> tuple[tuple[Sample, ...], int]:
+    """Turn records into samples, with unique ids; return also how many boxes were left out."""
+    samples, dropped = [], 0
     holders = Counter(record.image_id.casefold() for record in records)
     for record in records:
-        truth, clipped_away = _truth(record, labels)
+        dropped += record.annotation.dropped
+        if record.size is None:  # the ledger knows of it
+            continue
+        objects = [item for item in record.annotation.objects if item.name in labels]
+        truth = _truth(record, objects, labels, exact, ledger)
+        dropped += len(objects) - len(truth)
         shared = holders[record.image_id.casefold()] > 1
         image_id = f"{record.image_id}-{_digits(record.path)}" if shared else record.image_id
         samples.append(Sample(image_id, record.path, truth, record.annotation.source_id))
-        dropped += record.annotation.dropped + clipped_away
-        ignored += sum(item.name not in labels for item in record.annotation.objects)
-    return Dataset(tuple(samples), names, dropped, ignored)
+    return tuple(samples), dropped
 
 
-def _category_ids(
-    records: list[_Record], categories: dict[int | str, str], names: tuple[str, ...]
-) -> tuple[int, ...] | None:
-    """Return the id of every class in one file, or None if the file's ids cannot stand for its images and classes."""
-    images = [record.annotation.source_id for record in records]
-    if len(set(images)) < len(images) or not all(isinstance(image, int | str) for image in images):
-        return None
+def _category_ids(categories: dict[int | str, str], names: tuple[str, ...]) -> tuple[int, ...] | None:
+    """Return the id of every class in one file, or None if the file's ids cannot stand for the classes."""
     labels = match_classes(categories.values(), names)
     ids: dict[int, int] = {}
     for category, name in categories.items():
@@ -149,110 +177,40 @@ def _category_ids(
     return tuple(ids[label] for label in range(len(names))) if len(ids) == len(names) else None
 
 
-def _truth(record: _Record, labels: dict[str, int]) -> tuple[GroundTruth, int]:
-    """Return the objects of wanted classes, clipped to the image, and how many lay outside of it."""
-    size = record.annotation.size or _header_size(record.path)
-    objects = [item for item in record.annotation.objects if item.name in labels]
-    height, width = size
-    edges = torch.tensor([width, height, width, height], dtype=torch.float64)
-    boxes = torch.tensor([item.box for item in objects], dtype=torch.float64).reshape(-1, 4)
-    boxes = boxes.clamp(min=0).minimum(edges).float()
-    inside = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-    if not inside.all():
-        logger.warning("%s: left out %d boxes outside of the image", record.path, int((~inside).sum()))
+def _truth(
+    record: Record, objects: list[AnnotatedObject], labels: dict[str, int], exact: bool, ledger: Ledger
+) -> GroundTruth:
+    """Return the objects of wanted classes; unless exact, clipped to the image and without those outside of it."""
+    assert record.size is not None
+    given = torch.tensor([item.box for item in objects], dtype=torch.float64).reshape(-1, 4)
     numbers = torch.tensor([labels[item.name] for item in objects], dtype=torch.int64)
     difficult = torch.tensor([item.difficult for item in objects], dtype=torch.bool)
-    return GroundTruth(boxes[inside], numbers[inside], difficult[inside], size), int((~inside).sum())
+    if exact:
+        return GroundTruth(given, numbers, difficult, record.size)
+    height, width = record.size
+    edges = torch.tensor([width, height, width, height], dtype=torch.float64)
+    clipped = given.clamp(min=0).minimum(edges)
+    boxes = clipped.float()
+    kept = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    for index in ((clipped != given).any(dim=1) | ~kept).nonzero().flatten().tolist():
+        whole = bool((clipped[index, 2:] > clipped[index, :2]).all())
+        kind = "partly-outside" if kept[index] else "no-area" if whole else "outside"
+        _report_box(record, objects[index], kind, ledger)
+    return GroundTruth(boxes[kept], numbers[kept], difficult[kept], record.size)
 
 
-def _header_size(path: Path) -> Size:
-    """Return (height, width) of the upright image without decoding its pixels."""
-    try:
-        with Image.open(path) as image:
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-            return (image.width, image.height) if turned else (image.height, image.width)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: expected an image, got a file that is none or is damaged") from error
-
-
-def _read(spec: str) -> tuple[list[_Record], dict[int | str, str]]:
-    """Read one data set by its name; return also {category id: name}, which is empty for VOC."""
-    kind, _, rest = spec.partition(":")
-    left, _, right = rest.rpartition(":")
-    if kind not in ("voc", "coco") or not left or not right:
-        raise ValueError(f"{spec}: expected voc:ROOT:SPLIT or coco:JSON:IMAGES")
-    if kind == "voc":
-        return _read_voc(Path(left), right), {}
-    # A path may itself contain colons (C:\...): cut where the left side is a file, else after the first ".json".
-    cuts = [match.start() for match in re.finditer(":", rest)]
-    files = [cut for cut in cuts if Path(rest[:cut]).is_file()]
-    guesses = [cut for cut in cuts if rest[:cut].lower().endswith(".json")]
-    cut = (files or guesses or [len(left)])[0]
-    return _read_coco(Path(rest[:cut]), Path(rest[cut + 1 :]))
-
-
-def _read_voc(root: Path, split: str) -> list[_Record]:
-    for folder in ("JPEGImages", "Annotations"):
-        if not (root / folder).is_dir():
-            raise FileNotFoundError(f"{root / folder}: expected the folder of a VOC tree, got no such folder")
-    prefix, images = _safe(root.resolve().name), (root / "JPEGImages").resolve()
-    records = []
-    for name in _split_ids(root, split):
-        annotation = read_voc(root / "Annotations" / f"{name}.xml")
-        paths = [images / f"{name}{suffix}" for suffix in SUFFIXES]
-        path = next((path for path in paths if path.is_file()), None)
-        if path is None:
-            raise FileNotFoundError(f"{paths[0]}: expected an image (.jpg, .jpeg or .png), got no such file")
-        records.append(_Record(f"{prefix}_{_safe(name)}", path, annotation))
-    return records
-
-
-def _split_ids(root: Path, split: str) -> list[str]:
-    """Return the image names of a split; of VOC's splits of one class (`000012 -1`), those that hold the class."""
-    path = root / "ImageSets" / "Main" / f"{split}.txt"
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (FileNotFoundError, NotADirectoryError):
-        others = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))[:12]) or "none"
-        raise FileNotFoundError(f"{path}: expected the list of a split's images; the splits here: {others}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected a text file with one image name per line, got other bytes") from error
-    flagged = [re.fullmatch(r"(\S+) (-1| 0| 1)", line.rstrip()) for line in lines]
-    names = [
-        match[1] if match else line.strip()
-        for line, match in zip(lines, flagged, strict=True)
-        if line.strip() and (match is None or match[2] != "-1")
-    ]
-    if not names:
-        raise ValueError(f"{path}: expected one image name per line, got none")
-    if len(set(names)) < len(names):
-        logger.warning("%s: %d images are listed more than once", path, len(names) - len(set(names)))
-    return list(dict.fromkeys(names))
-
-
-def _read_coco(path: Path, folder: Path) -> tuple[list[_Record], dict[int | str, str]]:
-    annotations, categories = read_coco_and_categories(path)
-    if not annotations:
-        raise ValueError(f"{path}: expected at least one image, got none")
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: expected the folder with the images of {path}, got no such folder")
-    folder = folder.resolve()
-    prefix = _safe(folder.name)
-    records = []
-    for annotation in annotations:
-        image = folder / annotation.file
-        if not image.is_file():
-            raise FileNotFoundError(f"{image}: expected an image that {path} lists, got no such file")
-        name = _safe(str(Path(annotation.file).with_suffix("")))
-        records.append(_Record(f"{prefix}_{name}", image, annotation))
-    return records, categories
+def _report_box(record: Record, item: AnnotatedObject, kind: str, ledger: Ledger) -> None:
+    """Report a box that is not as it should be, in the pixels of this package."""
+    assert record.size is not None
+    height, width = record.size
+    corners = ", ".join(f"{value:.6g}" for value in item.box)
+    place = "a size that float32 can tell from none" if kind == "no-area" else f"0 to {width} and 0 to {height}"
+    what = "annotation" if record.annotation.file else "object"
+    number = "" if item.number is None else f" {item.number!r:.40}"
+    image = f" of {record.annotation.file}" if record.annotation.file else ""
+    ledger.add(kind, record.source, f"expected a box in {place}, got {corners}", f"{what}{number}, {item.name}{image}")
 
 
 def _digits(path: Path) -> str:
     """Return 8 hexadecimal digits that stand for a path, whatever the order in which data sets are named."""
     return hashlib.sha256(path.as_posix().encode()).hexdigest()[:8]
-
-
-def _safe(name: str) -> str:
-    """Return a name with letters, digits, dot, hyphen and underscore only, and no dot in front."""
-    return re.sub(r"[^\w.-]", "_", name).lstrip(".") or "_"

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.ops import clip_boxes_to_image
 
 from proposals.structures import Proposals
 
@@ -116,6 +117,26 @@ class RegionDetector(nn.Module):
         probabilities, deltas = self.score_image(image, boxes, seconds)
         size = (int(image.shape[1]), int(image.shape[2]))
         return self.choose(boxes, (probabilities, deltas), size, torch.arange(len(boxes)), seconds, image)
+
+    @torch.inference_mode()
+    def candidates(self, image: Tensor, proposals: Proposals) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what the selection chooses from: proposals (R, 4), scores (R, K) and refined boxes (R, K, 4).
+
+        The scores are weighed by rank, and 0 where a cascade left a region out; refined boxes are clipped to the image.
+        """
+        boxes = proposals.boxes[: self.config.max_proposals]
+        ranks, (probabilities, deltas) = self.consider(image, boxes)
+        scores = boxes.new_zeros(len(boxes), len(self.class_names))
+        refined = boxes[:, None].repeat(1, len(self.class_names), 1)
+        scores[ranks] = weigh_by_rank(probabilities.cpu(), self.config.rank_prior, ranks)[:, :-1]
+        size = (int(image.shape[1]), int(image.shape[2]))
+        for label in range(len(self.class_names)):
+            refined[ranks, label] = clip_boxes_to_image(decode(boxes[ranks], deltas[:, label].cpu()), size)
+        return boxes, scores, refined
+
+    def consider(self, image: Tensor, boxes: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Return which of (R, 4) boxes, best first, are classified, and their probabilities and deltas."""
+        return torch.arange(len(boxes)), self.score_image(image, boxes)
 
     def choose(
         self,

@@ -82,11 +82,21 @@ class SPPNet(RegionDetector):
     def detect(self, pyramid: FeaturePyramid, proposals: Proposals, seconds: Seconds | None = None) -> Detections:
         """Find objects on maps that were computed before."""
         boxes = proposals.boxes[: self.config.max_proposals]
-        ranks = torch.arange(len(boxes))
-        if self.head.coarse is not None and 0 < self.config.cascade < len(boxes):
-            ranks = self.shortlist(pyramid, boxes, seconds)
-            boxes = boxes[ranks]
+        ranks = self.rank_shortlisted(pyramid, boxes, seconds)
+        boxes = boxes[ranks]
         return self.choose(boxes, self.score(pyramid, boxes, seconds), pyramid.size, ranks, seconds)
+
+    def rank_shortlisted(self, pyramid: FeaturePyramid, boxes: Tensor, seconds: Seconds | None = None) -> Tensor:
+        """Return which of (R, 4) boxes, best first, the large layers look at: all, or those of the cascade."""
+        if self.head.coarse is not None and 0 < self.config.cascade < len(boxes):
+            return self.shortlist(pyramid, boxes, seconds)
+        return torch.arange(len(boxes))
+
+    def consider(self, image: Tensor, boxes: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Return which of (R, 4) boxes, best first, are classified, and their probabilities and deltas."""
+        pyramid = self.feature_maps(image)
+        ranks = self.rank_shortlisted(pyramid, boxes)
+        return ranks, self.score(pyramid, boxes[ranks])
 
     def shortlist(self, pyramid: FeaturePyramid, boxes: Tensor, seconds: Seconds | None = None) -> Tensor:
         """Choose the regions that the large layers look at: those of the `cascade` windows of the best class scores.

@@ -23,9 +23,10 @@ from proposals.structures import Proposals
 Size = tuple[int, int]
 
 
-def check_boxes(boxes: Tensor, what: str = "boxes") -> None:
-    """Raise ValueError unless `boxes` is (R, 4) float32 with finite coordinates."""
-    if boxes.ndim != 2 or boxes.shape[1] != 4 or boxes.dtype != torch.float32:
+def check_boxes(boxes: Tensor, what: str = "boxes", exact: bool = False) -> None:
+    """Raise ValueError unless `boxes` is (R, 4) float32, or float64 if it may be `exact`, with finite coordinates."""
+    known = (torch.float32, torch.float64) if exact else (torch.float32,)
+    if boxes.ndim != 2 or boxes.shape[1] != 4 or boxes.dtype not in known:
         raise ValueError(f"expected {what} of shape (R, 4) and type float32, got {tuple(boxes.shape)} {boxes.dtype}")
     if not torch.isfinite(boxes).all():
         raise ValueError(f"expected finite {what}, got NaN or infinity")
@@ -70,8 +71,8 @@ class FeatureMap:
 class GroundTruth:
     """Hold the annotated objects of one image.
 
-    boxes: (N, 4) float32. labels: (N,) int64 in [0, K). difficult: (N,) bool (VOC's flag; COCO's iscrowd).
-    size: (height, width) of the image in pixels.
+    boxes: (N, 4) float32, or float64 to measure exactly what a file says. labels: (N,) int64 in [0, K).
+    difficult: (N,) bool (VOC's flag; COCO's iscrowd). size: (height, width) of the image in pixels.
     """
 
     boxes: Tensor
@@ -80,7 +81,7 @@ class GroundTruth:
     size: Size
 
     def __post_init__(self) -> None:
-        check_boxes(self.boxes)
+        check_boxes(self.boxes, exact=True)
         count = self.boxes.shape[0]
         if self.labels.shape != (count,) or self.labels.dtype != torch.int64:
             raise ValueError(f"expected {count} int64 labels, got {tuple(self.labels.shape)} {self.labels.dtype}")
@@ -95,8 +96,10 @@ class GroundTruth:
 class Detections:
     """Hold the objects found in one image, highest score first.
 
-    boxes: (D, 4) float32. scores: (D,) float32 in [0, 1]. labels: (D,) int64 in [0, K). size: (height, width).
-    class_names: K names. image: the (3, H, W) uint8 image itself if it was kept, for drawing.
+    boxes: (D, 4) float32. scores: (D,) float32 in [0, 1]. Both are float64 where a file gave them, to be exact.
+    labels: (D,) int64 in [0, K). size: (height, width). class_names: K names. image: the (3, H, W) uint8 image itself
+    if it was kept, for drawing. order: (D,) int64, the place of each in the file it was read from, which decides
+    between equal scores of different images; None: images count in their order.
     """
 
     boxes: Tensor
@@ -105,14 +108,17 @@ class Detections:
     size: Size
     class_names: tuple[str, ...]
     image: Tensor | None = None
+    order: Tensor | None = None
 
     def __post_init__(self) -> None:
-        check_boxes(self.boxes)
+        check_boxes(self.boxes, exact=True)
         count = self.boxes.shape[0]
         if self.scores.shape != (count,) or self.labels.shape != (count,):
             raise ValueError(f"expected {count} scores and labels, got {self.scores.shape} and {self.labels.shape}")
         if count and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.class_names):
             raise ValueError(f"expected labels in [0, {len(self.class_names)}), got {self.labels.tolist()}")
+        if self.order is not None and self.order.shape != (count,):
+            raise ValueError(f"expected {count} places in the file, got {tuple(self.order.shape)}")
 
     def __len__(self) -> int:
         return int(self.boxes.shape[0])
@@ -121,7 +127,8 @@ class Detections:
         """Return the detections with at least this score."""
         keep = self.scores >= score
         boxes, scores, labels = self.boxes[keep], self.scores[keep], self.labels[keep]
-        return Detections(boxes, scores, labels, self.size, self.class_names, self.image)
+        order = None if self.order is None else self.order[keep]
+        return Detections(boxes, scores, labels, self.size, self.class_names, self.image, order)
 
     def to_dicts(self) -> list[dict[str, Any]]:
         """Return `[{"label": name, "score": float, "box": [x1, y1, x2, y2]}, ...]`, ready for JSON."""

@@ -187,6 +187,9 @@ def batch_losses(model: RegionDetector, batch: Sequence[Regions]) -> _Losses:
     labels = torch.cat([part.labels for part in batch]).to(pooled.device)
     targets = torch.cat([part.targets for part in batch]).to(pooled.device)
     logits, deltas = model.head(pooled, context)
+    if len(labels) == 0:  # photos of which no region can be learned from: a mean over none would be NaN
+        nothing = logits.sum()
+        return _Losses(nothing, nothing, nothing, math.nan)
     positive = (labels < len(model.class_names)).nonzero()[:, 0]
     own = labels[positive]
     boxes = F.smooth_l1_loss(deltas[positive, own], targets[positive], reduction="sum") / len(labels)

@@ -264,3 +264,14 @@ def test_what_is_kept_is_the_running_average(tmp_path: Path, caches: Caches) -> 
         assert len(seen) == 3
         for name, value in expected.items():
             torch.testing.assert_close(tensors[name].float(), value, rtol=2e-3, atol=1e-6)  # stored as float16
+
+
+def test_a_batch_without_any_region_teaches_nothing() -> None:
+    """Take photos of which no proposal can be learned from: losses of 0, gradients of 0, no NaN."""
+    model = small_model(trunk=tiny_trunk()).train()
+    maps = model.extractor(torch.zeros(3, 64, 96, dtype=torch.uint8))
+    none = Regions(maps, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
+    losses = batch_losses(model, [none, none])
+    assert [float(part.detach()) for part in (losses.classes, losses.boxes, losses.coarse)] == [0, 0, 0]
+    (losses.classes + losses.boxes + losses.coarse).backward()
+    assert all(p.grad is None or not p.grad.any() for p in model.learned_parameters().values())

@@ -17,6 +17,7 @@ _COMMANDS = {
     "propose": ("detector.cli.propose", "propose", "Propose regions of photos and keep them."),
     "recall": ("detector.cli.recall", "recall", "Measure how many objects proposals cover, side by side."),
     "benchmark": ("detector.cli.benchmark", "benchmark", "Race SPP-net against R-CNN, stage by stage."),
+    "check": ("detector.cli.check", "check", "Check annotated photos, and say what is wrong with them."),
     "evaluate": ("detector.cli.evaluate", "evaluate", "Measure average precision on annotated photos."),
 }
 

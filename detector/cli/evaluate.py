@@ -1,10 +1,9 @@
-"""Measure a detector: `sppnet evaluate --data voc:ROOT:SPLIT`."""
+"""Measure a detector, or detections made elsewhere: `sppnet evaluate --data voc:ROOT:SPLIT`."""
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +11,14 @@ import click
 
 from .folders import check_images, check_writable
 from .interrupts import held_back
+from .measuring import Measured, Measures, measure, parse_measures, write_measured
 from .progress import prepare_proposer, progress_bar
 
 if TYPE_CHECKING:
     from detector.datasets import Dataset, Sample
     from detector.regions import RegionDetector
     from detector.structures import Detections
-    from proposals.store import ProposalStore
-    from proposals.structures import Proposer
+    from proposals.structures import Proposals, Proposer
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _UNFINISHED = "unfinished.jsonl"
@@ -28,9 +27,28 @@ _UNFINISHED = "unfinished.jsonl"
 @click.command()
 @click.option("--model", default="voc-lite0", show_default=True, metavar="NAME|FILE", help="A shipped model or a file.")
 @click.option("--data", multiple=True, required=True, metavar="DATA", help="Annotated photos; may be repeated.")
+@click.option(
+    "--detections",
+    type=click.Path(exists=True, path_type=Path),
+    metavar="FILE|FOLDER",
+    help="Measure these in place of a model's.",
+)
 @click.option("--metric", default="voc07", show_default=True, help="voc07, voc10, coco; several with commas.")
+@click.option("--iou", default="0.5", show_default=True, help="IoU of a hit for voc07, voc10; several with commas.")
+@click.option("--strict", is_flag=True, help="A hit must exceed the IoU, as in the devkit's Python port.")
+@click.option(
+    "--coco-program",
+    type=click.Choice(["pycocotools", "faster-coco-eval"]),
+    default="pycocotools",
+    show_default=True,
+    help="What computes the metric coco.",
+)
+@click.option("--errors", is_flag=True, help="Say why detections failed, and what each cause costs.")
 @click.option("--proposals", metavar="NAME", help="How regions are proposed [default: as the model was trained].")
-@click.option("--out", type=_FOLDER, help="Folder for metrics.json and detections.json [default: print only].")
+@click.option("--out", type=_FOLDER, help="Folder for numbers, detections and a report [default: print only].")
+@click.option(
+    "--export", type=click.Choice(["comp3", "comp4"]), help="Write VOC's files into this folder of --out, too."
+)
 @click.option("--cache", type=_FOLDER, help="Folder where proposals are kept for other evaluations [default: none].")
 @click.option("--interval/--no-interval", default=True, help="Print how far voc07 and voc10 may be trusted.")
 @click.option(
@@ -38,76 +56,166 @@ _UNFINISHED = "unfinished.jsonl"
 )
 @click.option("--device", default="cpu", show_default=True, help="Where the layers run: cpu, cuda, cuda:1, ...")
 @click.option("--threads", type=click.IntRange(1), help="Processor cores to use [default: all].")
+@click.pass_context
 def evaluate(
+    context: click.Context,
     model: str,
     data: tuple[str, ...],
+    detections: Path | None,
     metric: str,
+    iou: str,
+    strict: bool,
+    coco_program: str,
+    errors: bool,
     proposals: str | None,
     out: Path | None,
+    export: str | None,
     cache: Path | None,
     interval: bool,
     engine: str,
     device: str,
     threads: int | None,
 ) -> None:
-    """Detect objects in annotated photos and measure average precision.
+    """Detect objects in annotated photos, or read detections made elsewhere, and measure average precision.
 
     DATA is voc:ROOT:SPLIT, where ROOT holds JPEGImages, Annotations and ImageSets/Main/SPLIT.txt, or
     coco:JSON:IMAGES. Several are evaluated as one list of photos. Classes are matched by name (airplane is
     aeroplane), and objects of classes that the model does not have are ignored.
 
-    voc07 is the 11-point average precision at IoU 0.5, voc10 the area under the whole curve, coco the mean over IoU
-    0.50 to 0.95 by pycocotools. The interval is where 95 % of the means lie if photos are drawn again at random.
+    --detections is a COCO results JSON, a folder of VOC's compN_det_SPLIT_CLASS.txt, or a detections.json of this
+    program. The classes are then those of DATA, or those of --model if it is named, and the photos need not be there.
 
-    --out gets metrics.json, {METRIC: {"map": number, "per_class": {class: number}}}, and detections.json, a list in
-    COCO's results format. If DATA is one COCO file that lists every class of the model, image_id and category_id are
-    that file's own, so pycocotools can load them with it. Else image_id is the folder and file name of the photo, and
-    category_id counts the model's classes from 1. Earlier results there are replaced when all is measured. An
-    evaluation with --out that was stopped is continued by the same command.
+    voc07 is the 11-point average precision at IoU 0.5, voc10 the area under the whole curve, both exactly as the VOC
+    devkit; coco the mean over IoU 0.50 to 0.95 by COCO's own program, which gets the file itself if DATA is one COCO
+    file. The interval is where 95 % of the means lie if photos are drawn again at random.
+
+    --errors puts every false or missed detection down to one cause (no proposal, low score, regression, suppressed;
+    localisation, class, duplicate, background) and says how much mean average precision each cause costs.
+
+    --out gets metrics.json, {METRIC: {"map": number, "per_class": {class: number}, ...}}, report.html with its
+    plots, errors.json with --errors, and detections.json, a list in COCO's results format. If DATA is one COCO file
+    that lists every class, image_id and category_id are that file's own, so pycocotools can load them with it. Else
+    image_id is the folder and file name of the photo, and category_id counts the classes from 1. Earlier results there
+    are replaced when all is measured. An evaluation with --out that was stopped is continued by the same command.
 
     \b
-    sppnet evaluate --data voc:VOC2007:test
+    sppnet evaluate --data voc:VOC2007:test --errors --out runs/test
     sppnet evaluate --model runs/toy/model.safetensors --data voc:data/toy:test --metric voc07,coco --out runs/toy/test
+    sppnet evaluate --detections results/VOC2007/Main --data voc:VOC2007:test --metric voc07 --iou 0.5,0.75
     """
-    from detector.checkpoints import load_detector
-    from detector.datasets import open_datasets
-    from detector.evaluation import check_metrics
-
     from .options import check_device, use_threads
 
-    metrics = check_metrics([name.strip() for name in metric.split(",")])
+    asked = parse_measures(metric, iou, strict, coco_program, interval)
+    if export and out is None:
+        raise click.UsageError("--export: expected --out, the folder to write into, got none")
     check_device(device)
     for folder, option in ((out, "--out"), (cache, "--cache")):
         if folder is not None:
             check_writable(folder, option)
     cores = use_threads(threads)
-    net = load_detector(model, device, engine)
-    dataset = open_datasets(data, net.class_names)
-    proposer = prepare_proposer(proposals or net.config.proposals, cores)
+    if detections is not None:
+        named = context.get_parameter_source("model") == click.core.ParameterSource.COMMANDLINE
+        measured, dataset = _measure_file(detections, data, model if named else None, asked, errors)
+        facts = [("Detections", str(detections)), ("Data", ", ".join(data))]
+    else:
+        measured, dataset = _measure_model(
+            _Run(model, engine, device, cores, proposals), data, asked, errors, (cache, out)
+        )
+        facts = [("Model", model), ("Data", ", ".join(data))]
+    if out is not None:
+        facts += [("Photos", str(len(dataset))), ("Objects", str(sum(map(len, dataset.truths))))]
+        _write(measured, dataset, facts, out, export)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Hold how a model is run."""
+
+    model: str
+    engine: str
+    device: str
+    cores: int
+    proposals: str | None
+
+
+def _open(data: Sequence[str], class_names: tuple[str, ...] | None, photos: bool = True) -> Dataset:
+    from detector.datasets import open_datasets
+
+    dataset = open_datasets(data, class_names, exact=True, photos=photos)
     ignored = f" ({dataset.ignored} of other classes are ignored)" if dataset.ignored else ""
     click.echo(f"{len(dataset)} images, {sum(map(len, dataset.truths))} objects{ignored}", err=True)
+    return dataset
+
+
+def _measure_file(
+    path: Path, data: Sequence[str], model: str | None, asked: Measures, errors: bool
+) -> tuple[Measured, Dataset]:
+    """Measure detections that a file or a folder holds."""
+    from detector.checkpoints import load_detector
+    from detector.detection_files import read_coco_rows, read_detections
+
+    from .failing import explain
+
+    dataset = _open(data, load_detector(model).class_names if model else None, photos=False)
+    found = read_detections(path, dataset)
+    own_ids = dataset.coco_file is not None and dataset.category_ids is not None
+    rows = read_coco_rows(path) if own_ids and path.is_file() and "coco" in asked.metrics else None
+    measured = measure(found, dataset, asked, rows)
+    if errors:
+        report, pictures = explain(found, dataset, asked.rules, None)
+        measured = replace(measured, errors=report, pictures=pictures)
+    return measured, dataset
+
+
+def _measure_model(
+    run: _Run, data: Sequence[str], asked: Measures, errors: bool, folders: tuple[Path | None, Path | None]
+) -> tuple[Measured, Dataset]:
+    """Detect and measure. folders: where proposals are kept and where results go."""
+    from detector.checkpoints import load_detector
+
+    from .failing import explain
+
+    cache, out = folders
+    net = load_detector(run.model, run.device, run.engine)
+    proposer = prepare_proposer(run.proposals or net.config.proposals, run.cores)
+    dataset = _open(data, net.class_names)
+    source = _source(proposer, cache, dataset.samples)
     try:
-        detections = _detect(net, dataset.samples, proposer, cache, out)
+        found = _detect(net, dataset.samples, proposer, source, out)
+        measured = measure(found, dataset, asked)
+        if errors:
+            report, pictures = explain(found, dataset, asked.rules, (net, source))
+            measured = replace(measured, errors=report, pictures=pictures)
     except KeyboardInterrupt:
         click.echo("stopped; the same command continues" if out else "stopped; with --out it could continue", err=True)
         raise
-    report = _measure(detections, dataset, metrics, interval)
-    if out is not None:
-        _write(report, detections, dataset, out)
+    return measured, dataset
+
+
+def _source(proposer: Proposer, cache: Path | None, samples: Sequence[Sample]) -> Callable[[Sample], Proposals]:
+    """Return what gives the proposals of a photo, from the cache if there is one."""
+    from detector.images import read_image
+    from proposals.store import ProposalStore
+
+    if cache is None:
+        return lambda sample: proposer(read_image(sample.path), sample.path)
+    check_images(cache, samples)
+    store = ProposalStore(cache / "proposals", proposer)
+    return lambda sample: store.get(sample.image_id, read_image(sample.path), sample.path)
 
 
 def _detect(
-    net: RegionDetector, samples: Sequence[Sample], proposer: Proposer, cache: Path | None, out: Path | None
+    net: RegionDetector,
+    samples: Sequence[Sample],
+    proposer: Proposer,
+    source: Callable[[Sample], Proposals],
+    out: Path | None,
 ) -> list[Detections]:
     """Detect in every photo; with a folder for results, go on where a stopped evaluation was."""
     from detector.features import settings_key
+    from detector.images import read_image
     from detector.journal import Journal
-    from proposals.store import ProposalStore
 
-    store = None
-    if cache is not None:
-        check_images(cache, samples)
-        store = ProposalStore(cache / "proposals", proposer)
     work = {
         "model": net.fingerprint(),
         "settings": net.settings,
@@ -122,25 +230,12 @@ def _detect(
             check()
             row = journal.items.get(str(sample.path)) if journal else None
             if row is None:
-                row = _freeze(_detect_in(net, sample, store or proposer))
+                row = _freeze(net.predict(read_image(sample.path), source(sample)))
                 if journal:
                     journal.add(str(sample.path), row)
                 bar.update(1)
             found.append(_thaw(row, net.class_names))
     return found
-
-
-def _detect_in(net: RegionDetector, sample: Sample, source: ProposalStore | Proposer) -> Detections:
-    """Detect in one photo. Raises ValueError that names the file if it is damaged."""
-    from detector.images import read_image
-    from proposals.store import ProposalStore
-
-    image = read_image(sample.path)
-    if isinstance(source, ProposalStore):
-        proposals = source.get(sample.image_id, image, sample.path)
-    else:
-        proposals = source(image, sample.path)
-    return net.predict(image, proposals)
 
 
 def _freeze(found: Detections) -> list[Any]:
@@ -158,33 +253,14 @@ def _thaw(row: list[Any], class_names: tuple[str, ...]) -> Detections:
     return Detections(boxes, scores, labels, (row[3][0], row[3][1]), class_names)
 
 
-def _measure(detections: list[Detections], dataset: Dataset, metrics: list[str], interval: bool) -> dict[str, Any]:
-    """Print the table, and return it as JSON types."""
-    from detector.evaluation import bootstrap_map, format_table, to_json
-    from detector.evaluation import evaluate as measure
+def _write(
+    measured: Measured, dataset: Dataset, facts: Sequence[tuple[str, str]], out: Path, export: str | None
+) -> None:
+    """Write all results; metrics.json, the last, says that the evaluation is whole."""
+    if export:
+        from detector.detection_files import write_voc_results
 
-    results = measure(detections, dataset.truths, dataset.class_names, metrics)
-    report = to_json(results)
-    click.echo(format_table(results))
-    for name in metrics:
-        if not interval or name == "coco":
-            continue
-        low, high = bootstrap_map(detections, dataset.truths, dataset.class_names, name)
-        if math.isfinite(low):
-            report[name]["interval"] = [low, high]
-            click.echo(f"{name}: 95 % bootstrap interval of the mean over images {100 * low:.2f} to {100 * high:.2f}")
-    return report
-
-
-def _write(report: dict[str, Any], detections: list[Detections], dataset: Dataset, out: Path) -> None:
-    """Write metrics.json and detections.json, with the ids of the data set's COCO file if it has them."""
-    from detector.files import write_json, write_text
-
-    rows = []
-    for sample, found in zip(dataset, detections, strict=True):
-        own = None if dataset.category_ids is None else sample.source_id
-        rows += found.to_coco(sample.image_id if own is None else own, dataset.category_ids)
-    write_text(out / "detections.json", json.dumps(rows) + "\n")
-    write_json(out / "metrics.json", report)
+        write_voc_results(measured.detections, dataset, out / export, export)
+    names = write_measured(measured, dataset, facts, out)
     (out / _UNFINISHED).unlink(missing_ok=True)
-    click.echo(f"written: {out / 'metrics.json'}, {out / 'detections.json'}")
+    click.echo(f"written: {', '.join(str(out / name) for name in [*names, *([export] if export else [])])}")

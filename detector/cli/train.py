@@ -57,11 +57,12 @@ def train(
     coco:JSON:IMAGES, an instances file and the folder of its images. Several are joined by class name; airplane and
     aeroplane, couch and sofa, ... are the same. Objects of other classes than --classes are ignored.
 
-    First, proposals and convolutional maps of all photos are computed and kept in the cache, about 2 MB a photo; then
-    the layers behind the pyramid learn from them. Both can be stopped at any moment: the same command continues with
-    what is on disk, and ends with the same weights. The result is RUN/model.safetensors, beside it metrics.jsonl,
-    loss.png and run.json, which tells what the run was made from. The cache may be deleted then. With --set
-    holdout=0.1, every tenth photo is left out of learning and the model measured on it: RUN/holdout.json.
+    First, proposals and convolutional maps of all photos are computed and kept in the cache, about 2 MB a photo (7 MB
+    for R-CNN); then the layers behind the pyramid learn from them. Both can be stopped at any moment: the same
+    command continues with what is on disk, and ends with the same weights. The result is RUN/model.safetensors,
+    beside it metrics.jsonl, loss.png and run.json, which tells what the run was made from. The cache may be deleted
+    then. With --set holdout=0.1, every tenth photo is left out of learning and the model measured on it:
+    RUN/holdout.json.
 
     Settings are those of the shipped model unless --config or --set changes them; a wrong name prints all names.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..structures import Detections, GroundTruth
@@ -18,12 +18,24 @@ class Result:
 
     map: the mean over the classes that have ground truth, NaN if none has. per_class: AP by class name, NaN without
     ground truth. stats: COCO's twelve numbers in the order of COCO_STATS, NaN where COCO prints -1; else empty.
+    recall: by class name, of all detections (COCO: mean over IoUs, 100 detections an image). sizes: the mean for
+    `small`, `medium` and `large` objects (up to 32 x 32 pixels, up to 96 x 96, others). iou: the threshold, None where
+    there are several. program: what computed it, with its version, if it was not this package.
     """
 
     map: float
     per_class: dict[str, float]
     metric: str
     stats: tuple[float, ...] = ()
+    recall: dict[str, float] = field(default_factory=dict)
+    sizes: dict[str, float] = field(default_factory=dict)
+    iou: float | None = None
+    program: str = ""
+
+
+def result_name(metric: str, iou: float = 0.5) -> str:
+    """Return how a metric at an IoU is called in files and tables: `voc07`, or `voc07@0.75` if it is not 0.5."""
+    return metric if iou == 0.5 else f"{metric}@{iou:g}"
 
 
 def check_lists(detections: Sequence[Detections], truths: Sequence[GroundTruth], class_names: Sequence[str]) -> None:
@@ -41,32 +53,57 @@ def check_lists(detections: Sequence[Detections], truths: Sequence[GroundTruth],
 
 
 def to_json(results: Mapping[str, Result]) -> dict[str, Any]:
-    """Return `{METRIC: {"map": number, "per_class": {name: AP}}}`, ready for JSON: NaN becomes None.
+    """Return `{METRIC: {"map": number, "per_class": {name: AP}, ...}}`, ready for JSON: NaN becomes None.
 
-    Results of COCO carry `"stats": {"AP": number, "AP50": number, ...}` too.
+    `"recall": {"mean": number, "per_class": {name: recall}}` and `"sizes": {"small": mean AP, ...}` follow where they
+    are known, and for COCO `"program"` and `"stats": {"AP": number, "AP50": number, ...}`.
     """
     report: dict[str, Any] = {}
     for metric, result in results.items():
-        per_class = {name: _number(ap) for name, ap in result.per_class.items()}
-        report[metric] = {"map": _number(result.map), "per_class": per_class}
+        report[metric] = {"map": _number(result.map), "per_class": _numbers(result.per_class)}
+        if result.recall:
+            report[metric]["recall"] = {"mean": _number(mean(result.recall)), "per_class": _numbers(result.recall)}
+        if result.sizes:
+            report[metric]["sizes"] = _numbers(result.sizes)
+        if result.program:
+            report[metric]["program"] = result.program
         if result.stats:
             report[metric]["stats"] = {k: _number(v) for k, v in zip(COCO_STATS, result.stats, strict=True)}
     return report
 
 
 def format_table(results: Mapping[str, Result]) -> str:
-    """Return a plain table: a row per class, the mean last, a column per metric, AP in per cent, `-` for NaN."""
+    """Return a plain table: a row per class, a column per metric, AP in per cent, `-` for NaN.
+
+    Below the mean AP stand what is known of the mean recall and of the mean AP by size of the objects.
+    """
     names = list(dict.fromkeys(name for result in results.values() for name in result.per_class))
-    width = max(len(name) for name in ("class", "mean", *names))
-    columns = [(metric, max(6, len(metric)), result) for metric, result in results.items()]
-    head = "  ".join([f"{'class':<{width}}", *(f"{metric:>{w}}" for metric, w, _ in columns)])
+    rows = [(name, [result.per_class.get(name, math.nan) for result in results.values()]) for name in names]
+    more = [("mean recall", [mean(result.recall) for result in results.values()])]
+    for size in ("small", "medium", "large"):
+        more.append((f"mean, {size}", [result.sizes.get(size, math.nan) for result in results.values()]))
+    known = [row for row in more if any(math.isfinite(value) for value in row[1])]
+    last = [("mean", [result.map for result in results.values()]), *known]
+    width = max(len(name) for name, _ in [("class", []), *rows, *last])
+    columns = [max(6, len(metric)) for metric in results]
+    head = "  ".join([f"{'class':<{width}}", *(f"{name:>{w}}" for name, w in zip(results, columns, strict=True))])
     rule = "-" * len(head)
-    rows = [
-        "  ".join([f"{name:<{width}}", *(f"{_percent(r.per_class.get(name, math.nan)):>{w}}" for _, w, r in columns)])
-        for name in names
-    ]
-    mean = "  ".join([f"{'mean':<{width}}", *(f"{_percent(result.map):>{w}}" for _, w, result in columns)])
-    return "\n".join([head, rule, *rows, rule, mean])
+
+    def line(row: tuple[str, list[float]]) -> str:
+        cells = (f"{_percent(value):>{w}}" for value, w in zip(row[1], columns, strict=True))
+        return "  ".join([f"{row[0]:<{width}}", *cells])
+
+    return "\n".join([head, rule, *map(line, rows), rule, *map(line, last)])
+
+
+def mean(values: Mapping[str, float]) -> float:
+    """Return the mean without NaN, NaN if nothing is left."""
+    known = [value for value in values.values() if math.isfinite(value)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def _numbers(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: _number(value) for name, value in values.items()}
 
 
 def _number(value: float) -> float | None:
