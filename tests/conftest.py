@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -40,3 +41,12 @@ def shared_data() -> Path:
     if not (folder / "VOC2007").is_dir():
         pytest.skip(f"needs the shared photos, and there is no folder VOC2007 in {folder}: set SPPNET_DATA")
     return folder
+
+
+def pytest_configure() -> None:
+    """Hear Ctrl-C also when a shell runs the tests in the background.
+
+    It is then ignored, and so it would be in the processes that tests start and interrupt.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
