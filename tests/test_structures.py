@@ -34,7 +34,7 @@ def truth(**changes: Any) -> GroundTruth:
 BAD_BOXES = [
     torch.zeros(4),
     torch.zeros(3, 5),
-    torch.zeros(3, 4, dtype=torch.float64),
+    torch.zeros(3, 4, dtype=torch.float16),
     torch.zeros(3, 4, dtype=torch.int64),
     torch.full((3, 4), float("nan")),
     torch.full((3, 4), float("inf")),
@@ -46,6 +46,19 @@ BAD_BOXES = [
 def test_bad_boxes_are_refused(make: Callable[[Tensor], Any], boxes: Tensor) -> None:
     with pytest.raises(ValueError, match=r"^expected .*, got "):
         make(boxes)
+
+
+def test_only_what_files_say_may_be_float64() -> None:
+    exact = torch.zeros(3, 4, dtype=torch.float64)
+    assert found(boxes=exact).boxes.dtype == truth(boxes=exact).boxes.dtype == torch.float64
+    for make in (check_boxes, Proposals):
+        with pytest.raises(ValueError, match="type float32, got"):
+            make(exact)
+    with pytest.raises(ValueError, match=r"expected 3 places in the file, got \(2,\)"):
+        found(boxes=exact, order=torch.arange(2))
+    kept = found(boxes=exact, order=torch.tensor([7, 2, 9])).above(float(SCORES[1]))
+    assert kept.order is not None
+    assert kept.order.tolist() == [7, 2, 9][: len(kept)]
 
 
 @pytest.mark.parametrize(
