@@ -23,17 +23,18 @@ if typing.TYPE_CHECKING:
     from .evaluation import evaluate
     from .images import read_image
     from .pooling import spatial_pyramid_pool
+    from .pyramid import SpatialPyramidPool
     from .sppnet import SPPNet
-    from .structures import BoxScores, Detections, Detector, FeatureMap, GroundTruth
+    from .structures import Detections, Detector, FeatureMap, GroundTruth
 
 __all__ = [
-    "BoxScores",
     "Config",
     "Detections",
     "Detector",
     "FeatureMap",
     "GroundTruth",
     "SPPNet",
+    "SpatialPyramidPool",
     "draw_detections",
     "evaluate",
     "list_models",
@@ -45,13 +46,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "BoxScores": "structures",
     "Config": "config",
     "Detections": "structures",
     "Detector": "structures",
     "FeatureMap": "structures",
     "GroundTruth": "structures",
     "SPPNet": "sppnet",
+    "SpatialPyramidPool": "pyramid",
     "draw_detections": "drawing",
     "evaluate": "evaluation",
     "list_models": "checkpoints",

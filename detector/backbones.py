@@ -10,6 +10,7 @@ image the trunk was given; both are measured by gradient in the tests, never ass
 | vgg16 | 16 / 7.5 / 512 |
 | resnet18, resnet50 | 16 / 0 / 256 or 1024, 32 / 0 / 512 or 2048 |
 | mobilenet_v3_large | 16 / 0 / 112, 32 / 0 / 960 |
+| zf5, small | 16 / 20 / 256, 8 / 3 / 96 (defined in `detector.networks`: nobody publishes weights for them) |
 
 Any other torchvision classification model works by name: its geometry is measured when it is built.
 """
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from .geometry import measure_geometry
+from .networks import NETWORKS
 
 PAD_MULTIPLE = 32
 
@@ -54,6 +56,11 @@ _TORCHVISION_TAPS: dict[str, tuple[Tap, ...]] = {
     "resnet50": (Tap("layer3", 16, 0.0, 1024), Tap("layer4", 32, 0.0, 2048)),
     "mobilenet_v3_large": (Tap("features.12", 16, 0.0, 112), Tap("features.16", 32, 0.0, 960)),
 }
+# Layers of the networks that this package defines, by name.
+_OWN_TAPS: dict[str, tuple[Tap, ...]] = {
+    "small": (Tap("conv5", 8, 3.0, 96),),
+    "zf5": (Tap("conv5", 16, 20.0, 256),),
+}
 
 
 class Trunk(nn.Module):
@@ -78,6 +85,15 @@ class Trunk(nn.Module):
     def with_model(self, model: nn.Module) -> Trunk:
         """Return a trunk with the same taps and normalisation around another model."""
         return Trunk(self.name, model, self.taps, (self.mean.flatten(), self.std.flatten()))
+
+    def requires_grad_used(self) -> None:
+        """Let the layers up to the last tap learn."""
+        wanted = {tap.layer for tap in self.taps}
+        for layer, module in _stages(self.model):
+            module.requires_grad_(True)
+            wanted.discard(layer)
+            if not wanted:
+                break
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Map (N, 3, H, W) uint8 pixels to the float32 range the network was trained on."""
@@ -124,9 +140,10 @@ def build_trunk(name: str, layers: tuple[str, ...] = (), pretrained: bool = True
 
     layers: the taps wanted, by layer name; empty means the trunk's usual taps.
     pretrained: False gives seeded random weights, for tests and for geometry.
-    Raises ValueError for an unknown trunk or layer.
+    Raises ValueError for an unknown trunk or layer, and for weights that are not to be had.
     """
-    build = _build_lite if name in _LITE else _build_torchvision
+    own = _build_own if name in NETWORKS else _build_torchvision
+    build = _build_lite if name in _LITE else own
     trunk = build(name, pretrained)
     if layers:
         known = {tap.layer: tap for tap in trunk.taps}
@@ -181,7 +198,7 @@ def _build_torchvision(name: str, pretrained: bool) -> Trunk:
     import torchvision
 
     if name not in torchvision.models.list_models(module=torchvision.models):
-        known = ", ".join([*_LITE, *_TORCHVISION_TAPS])
+        known = ", ".join([*_LITE, *NETWORKS, *_TORCHVISION_TAPS])
         raise ValueError(f"expected a trunk among {known} or another torchvision classifier, got {name!r}")
     model = _pretrained(name).eval() if pretrained else torchvision.models.get_model(name, weights=None).eval()
     fold_batch_norm(model)
@@ -190,8 +207,22 @@ def _build_torchvision(name: str, pretrained: bool) -> Trunk:
         stages = _stages(model)
         geometry, channels = measure_geometry(stages)
         taps = (Tap(stages[-1][0], geometry.stride, geometry.offset, channels),)
-    mean, std = (255 * torch.tensor(v) for v in (_IMAGENET_MEAN, _IMAGENET_STD))
-    return Trunk(name, model, taps, (mean, std))
+    return Trunk(name, model, taps, _imagenet())
+
+
+def _imagenet() -> tuple[Tensor, Tensor]:
+    """Return ImageNet's mean and standard deviation of each channel, in grey levels from 0 to 255."""
+    return 255 * torch.tensor(_IMAGENET_MEAN), 255 * torch.tensor(_IMAGENET_STD)
+
+
+def _build_own(name: str, pretrained: bool) -> Trunk:
+    """Build a network that this package defines; its random weights are the same everywhere."""
+    if pretrained:
+        raise ValueError(
+            f"expected pretrained=False or a safetensors file of your own for {name}, which nobody publishes weights "
+            "for, got pretrained=True"
+        )
+    return Trunk(name, NETWORKS[name](), _OWN_TAPS[name], _imagenet())
 
 
 def _pretrained(name: str) -> nn.Module:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,8 +28,9 @@ SHIPPED = Path(__file__).parent / "models"
 
 
 def list_models() -> list[str]:
-    """Return the names of the models that come with the package."""
-    return sorted(path.stem for path in SHIPPED.glob("*.safetensors"))
+    """Return the names of the detectors that come with the package."""
+    names = sorted(path.stem for path in SHIPPED.glob("*.safetensors"))
+    return [name for name in names if not name.endswith("-classifier")]
 
 
 def build_detector(config: Config, class_names: Sequence[str]) -> RegionDetector:
@@ -61,7 +63,7 @@ def save_detector(model: RegionDetector, path: Path, extra: Mapping[str, str] | 
         "config": json.dumps(model.config.to_dict()),
         "class_names": json.dumps(model.class_names),
         "trunk": model.config.trunk,
-        "version": _version(),
+        "version": version_text(),
         **(extra or {}),
     }
     save_tensors({name: value.half() for name, value in model.learned_state().items()}, path, metadata)
@@ -109,8 +111,14 @@ def _build(metadata: Mapping[str, str], path: Path) -> RegionDetector:
         raise ValueError(f"{path}: {error}") from error
 
 
-def load_learned(model: RegionDetector, tensors: Mapping[str, Tensor]) -> None:
-    """Put saved values into a detector's learned layers. Raises KeyError or RuntimeError if they do not fit."""
+class Learned(Protocol):
+    """Have values that are learned."""
+
+    def learned_state(self) -> dict[str, Tensor]: ...
+
+
+def load_learned(model: Learned, tensors: Mapping[str, Tensor]) -> None:
+    """Put saved values into a model's learned layers. Raises KeyError or RuntimeError if they do not fit."""
     with torch.no_grad():
         for name, value in model.learned_state().items():
             if tensors[name].shape != value.shape:
@@ -118,7 +126,8 @@ def load_learned(model: RegionDetector, tensors: Mapping[str, Tensor]) -> None:
             value.copy_(tensors[name])
 
 
-def _version() -> str:
+def version_text() -> str:
+    """Return the version of the package, `unknown` if it is not installed."""
     try:
         return version("sppnet")
     except PackageNotFoundError:

@@ -9,9 +9,11 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import yaml
+
+Settings = TypeVar("Settings")
 
 DETECTORS = ("sppnet", "rcnn")
 # Settings in [0, 1].
@@ -31,7 +33,7 @@ class Config:
     shorter, longest: pixels of the resized image's shorter side, and the most its longer side may have.
     scales: shorter sides at which an image is looked at when there are several; empty for `shorter` alone.
     scale_rule: how each region chooses among them: `area` (paper) or `side` (the authors' code), see `detector.scales`.
-    projection: how a box becomes whole cells: `nearest` (paper, appendix A) or `inside`.
+    projection: how a box becomes whole cells: `nearest`, `inside`, `paper` or `code` (`detector.boxes.project`).
     region_mean: give fc6 the mean of the last layer's map over the region, beside the pyramid.
     channels: of the reduced map that is pooled. levels: of the pyramid, finest first. hidden: units of fc6 and fc7.
     cascade: how many regions of an image, best first by a small classifier that reads the coarse levels only, go
@@ -131,16 +133,21 @@ def config_from_dict(values: Mapping[str, Any], source: str) -> Config:
 
     source: where the values come from, for the message.
     """
-    converted = _check_types(values, source)
+    return settings_from_dict(values, source, Config)
+
+
+def settings_from_dict(values: Mapping[str, Any], source: str, kind: type[Settings]) -> Settings:
+    """Build settings of a kind, a dataclass, from plain values, as `config_from_dict` does."""
+    converted = _check_types(values, source, kind)
     try:
-        return Config(**converted)
+        return kind(**converted)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
 
 
-def _check_types(values: Mapping[str, Any], source: str) -> dict[str, Any]:
+def _check_types(values: Mapping[str, Any], source: str, kind: type[Any]) -> dict[str, Any]:
     """Convert values to their fields' types. Raises ValueError for an unknown key or a wrong type."""
-    types = get_type_hints(Config)
+    types = get_type_hints(kind)
     unknown = [key for key in values if key not in types]
     if unknown:
         raise ValueError(f"{source}: expected settings among {', '.join(types)}, got {', '.join(map(str, unknown))}")
@@ -152,6 +159,11 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
 
     Raises ValueError that names the file or the override, and what was expected.
     """
+    return load_settings(path, overrides, Config)
+
+
+def load_settings(path: Path | None, overrides: Sequence[str], kind: type[Settings]) -> Settings:
+    """Read settings of a kind, a dataclass, as `load_config` does."""
     values: dict[str, Any] = {}
     if path is not None:
         try:
@@ -161,7 +173,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
         if loaded is not None and not isinstance(loaded, dict):
             raise ValueError(f"{path}: expected `key: value` lines, got {type(loaded).__name__}")
         values.update(loaded or {})
-    _check_types(values, str(path))
+    _check_types(values, str(path), kind)
     for text in overrides:
         key, separator, value = text.partition("=")
         if not separator:
@@ -170,11 +182,12 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
             values[key.strip()] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise ValueError(f"--set {text}: expected a YAML value after `=`") from error
-        _check_types({key.strip(): values[key.strip()]}, f"--set {text}")
-    if not str(values.get("trunk", "efficientnet_lite0")).startswith("efficientnet_lite"):
+        _check_types({key.strip(): values[key.strip()]}, f"--set {text}", kind)
+    if kind is Config and not str(values.get("trunk", Config().trunk)).startswith("efficientnet_lite"):
         values.setdefault("layers", [])  # the default names layers of EfficientNet-Lite
     sources = [str(path)] if path else []
-    return config_from_dict(values, ", ".join([*sources, *(f"--set {text}" for text in overrides)]) or "settings")
+    source = ", ".join([*sources, *(f"--set {text}" for text in overrides)]) or "settings"
+    return settings_from_dict(values, source, kind)
 
 
 def _convert(key: str, value: Any, wanted: Any, source: str) -> Any:

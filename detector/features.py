@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -65,7 +65,7 @@ class Extractor:
         resized = resize_image(image, scaled_size((height, width), self.shorter, self.longest))
         device = self.trunk.mean.device
         if device.type == "cpu":
-            return _lay_out(resized, self.trunk.normalised.to(self.dtype))
+            return lay_out(resized, self.trunk.normalised.to(self.dtype))
         x = pad_to_multiple(self.trunk.normalise(resized[None].to(device)), PAD_MULTIPLE)
         return x.contiguous(memory_format=torch.channels_last)
 
@@ -81,14 +81,14 @@ class Extractor:
         return tuple(FeatureMap(m[0], tap.stride, tap.offset, scale) for m, tap in zip(maps, taps, strict=True))
 
 
-def _lay_out(image: Tensor, table: Tensor) -> Tensor:
+def lay_out(image: Tensor, table: Tensor, multiple: int = PAD_MULTIPLE) -> Tensor:
     """Look up every pixel of a (3, H, W) uint8 image, channels last, in one pass over memory, with zeros behind.
 
     table: (256, 3), what each value of each channel becomes, float32 or bfloat16. Returns (1, 3, H', W'), channels
-    last, H' and W' the next multiples of PAD_MULTIPLE.
+    last, H' and W' the next multiples of `multiple`.
     """
     _, height, width = image.shape
-    padded = torch.empty(height + -height % PAD_MULTIPLE, width + -width % PAD_MULTIPLE, 3, dtype=table.dtype)
+    padded = torch.empty(height + -height % multiple, width + -width % multiple, 3, dtype=table.dtype)
     padded[height:], padded[:, width:] = 0, 0
     pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
     cv2.LUT(pixels, _bits(table.contiguous())[None], dst=_bits(padded)[:height, :width])
@@ -119,9 +119,26 @@ def flip_map(feature_map: FeatureMap, width: int) -> FeatureMap:
     return FeatureMap(feature_map.values.flip(2), feature_map.stride, mirrored, feature_map.scale)
 
 
+def values_key(values: Mapping[str, Tensor]) -> str:
+    """Return 16 hexadecimal digits that stand for named tensors."""
+    digest = hashlib.sha256()
+    for name, value in values.items():
+        digest.update(name.encode() + value.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 def settings_key(settings: Mapping[str, Any]) -> str:
     """Return 16 hexadecimal digits that stand for JSON-serialisable settings."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class MapSource(Protocol):
+    """Compute feature maps of an image."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
+
+    def __call__(self, image: Tensor) -> tuple[FeatureMap, ...]: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,7 +149,7 @@ class FeatureStore:
     """
 
     folder: Path
-    extractor: Extractor
+    extractor: MapSource
 
     def path(self, image_id: str) -> Path:
         """Return the file that holds the maps of an image."""

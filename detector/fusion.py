@@ -12,7 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_OPERATORS = ("_convolution_pointwise", "_linear_pointwise", "_reorder_linear_weight")
+_OPERATORS = (
+    "_convolution_pointwise",
+    "_linear_pointwise",
+    "_reorder_convolution_weight",
+    "_reorder_linear_weight",
+)
 _FUSED = {nn.ReLU: ("relu", []), nn.ReLU6: ("hardtanh", [0.0, 6.0]), nn.Hardswish: ("hardswish", [])}
 # Convolutions and the places of their batch norms, which hold the activations once these are folded, in timm's blocks.
 _BLOCKS = {
@@ -44,6 +49,7 @@ class FusedConv(nn.Module):
         plain = self.stride == [1, 1] and self.padding == [0, 0] and self.groups == 1
         self.pointwise = plain and weight.shape[2:] == (1, 1)
         self._prepared: tuple[Tensor, ...] = ()  # in a tuple, so that it is no part of the module
+        self._packed: tuple[Any, ...] = ()  # a kernel and the padding that it is for
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W), channels last in memory, to (N, C', H', W')."""
@@ -59,7 +65,10 @@ class FusedConv(nn.Module):
 
     def _convolve(self, x: Tensor, weight: Tensor, padding: list[int]) -> Tensor:
         geometry = (padding, self.stride, self.dilation, self.groups)
-        done: Tensor = torch.ops.mkldnn._convolution_pointwise(x, weight, self.bias, *geometry, *self.operation, "")
+        if not self._packed:  # laid out as oneDNN likes it for this size, right for every other, too
+            self._packed = (torch.ops.mkldnn._reorder_convolution_weight(weight, *geometry, list(x.shape)), *padding)
+        kernel = self._packed[0] if self._packed[1:] == tuple(padding) else weight
+        done: Tensor = torch.ops.mkldnn._convolution_pointwise(x, kernel, self.bias, *geometry, *self.operation, "")
         return done
 
     def _multiply(self, x: Tensor) -> Tensor:

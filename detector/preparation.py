@@ -7,7 +7,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,12 +30,16 @@ class ProposalCache(Protocol):
     def get(self, image_id: str, image: Tensor, path: Path | None = None) -> Proposals: ...
 
 
-class Cache(Protocol):
+Photo = TypeVar("Photo")
+AnyPhoto = TypeVar("AnyPhoto", contravariant=True)
+
+
+class Cache(Protocol[AnyPhoto]):
     """Keep what is computed from a photo once."""
 
-    def complete(self, sample: Sample) -> bool: ...
+    def complete(self, sample: AnyPhoto, /) -> bool: ...
 
-    def fill(self, sample: Sample) -> None: ...
+    def fill(self, sample: AnyPhoto, /) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,7 +72,7 @@ class Caches:
         return maps, proposals.boxes
 
 
-def prepare(samples: Sequence[Sample], caches: Cache, workers: int, report: Callable[[int], None]) -> None:
+def prepare(samples: Sequence[Photo], caches: Cache[Photo], workers: int, report: Callable[[int], None]) -> None:
     """Fill the caches for all samples, `workers` images at a time; a killed run continues with what is missing.
 
     report: is given the number of images finished since it was last called.

@@ -5,7 +5,6 @@ They differ in one thing only: where the pooled vector of a region comes from.
 
 from __future__ import annotations
 
-import hashlib
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,6 +19,7 @@ from .backbones import Trunk, build_trunk, trunk_flops
 from .boxes import decode
 from .config import Config
 from .engines import choose_engine, fast_layers
+from .features import values_key
 from .heads import PyramidHead, Reduction
 from .selection import select, weigh_by_rank
 from .structures import BoxScores, Detections, FeatureMap, Seconds, Size, check_boxes
@@ -186,7 +186,4 @@ class RegionDetector(nn.Module):
 
     def fingerprint(self) -> str:
         """Return 16 hexadecimal digits that stand for the values of the learned layers."""
-        digest = hashlib.sha256()
-        for name, value in self.learned_state().items():
-            digest.update(name.encode() + value.detach().cpu().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return values_key(self.learned_state())

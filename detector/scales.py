@@ -12,6 +12,7 @@ from .structures import FeatureMap, Size
 
 RULES = ("area", "side")
 SIDE = 224  # pixels of the square that a region should look like
+CODE_SIDE = 13 * 16  # the same in the authors' code: cells of conv5 times their stride
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,8 +60,9 @@ def choose_levels(boxes: Tensor, pyramid: FeaturePyramid, rule: str) -> Tensor:
     """Choose the level of each of (R, 4) boxes: (R,) int64. The first level wins a tie.
 
     `area`: where the resized box has a number of pixels nearest to 224 x 224 (He et al. 2015, section 4.1).
-    `side`: whose shorter side of the image is nearest to the one at which the box would have as many pixels as a square
-    of 224, as the authors' released code chooses. Raises ValueError for another rule.
+    `side`: whose shorter side of the image is nearest to the one, a whole number, at which the box would have as many
+    pixels as a square of 208, as the authors' released code chooses (spm_expected_scale). Raises ValueError for another
+    rule.
     """
     if rule not in RULES:
         raise ValueError(f"expected a rule for scales among {', '.join(RULES)}, got {rule!r}")
@@ -71,4 +73,5 @@ def choose_levels(boxes: Tensor, pyramid: FeaturePyramid, rule: str) -> Tensor:
     if rule == "area":
         return (areas * scales.prod(dim=1) - SIDE**2).abs().argmin(dim=1)
     sides = min(pyramid.size) * scales.prod(dim=1).sqrt()
-    return (sides - SIDE * min(pyramid.size) / areas.sqrt()).abs().argmin(dim=1)
+    wanted = torch.floor(CODE_SIDE * min(pyramid.size) / areas.sqrt() + 0.5)  # rounds as MATLAB does
+    return (sides - wanted).abs().argmin(dim=1)

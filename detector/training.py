@@ -1,18 +1,16 @@
 """Train the layers that learn, from cached maps: sample regions, pool them, classify them, step.
 
-A run folder holds `state.safetensors` (to continue from), `metrics.jsonl`, `loss.png` and, when it is finished,
-`model.safetensors`. A run that was killed continues from its last state and ends with the weights that an
+A run that was killed continues from its last state (`detector.learning`) and ends with the weights that an
 uninterrupted run ends with: everything random is seeded by the step's number.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,13 +18,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .batches import RegionBatches, Regions
-from .checkpoints import load_learned, read_tensors, save_detector, save_tensors
+from .checkpoints import save_detector
 from .config import Config
-from .features import settings_key
-from .files import write_text
+from .learning import LearningRun, learning_rate
 from .regions import RegionDetector
 
-_WARM_UP_STEPS = 200
 _MEASURED_IMAGES = 64
 _METRIC_STEPS = 20
 
@@ -52,67 +48,21 @@ class _Losses:
     right: float
 
 
-class Run:
-    """Hold a training run: model, optimiser, running average of the weights, step, and the folder they go to.
+class Run(LearningRun[RegionDetector]):
+    """Hold a training run of a detector, of which the reduction and the head learn.
 
     key: stands for the data and caches; a folder that holds a run with another key or config is refused.
     """
 
+    row = Metrics
+
     def __init__(self, model: RegionDetector, folder: Path, key: str):
-        self.model, self.folder = model, folder
+        super().__init__(model, model.config, folder, key)
         self.config: Config = model.config
-        self.parameters = model.learned_parameters()
-        matrices = [p for p in self.parameters.values() if p.ndim > 1]
-        vectors = [p for p in self.parameters.values() if p.ndim <= 1]  # biases and norms do not decay
-        groups = [
-            {"params": matrices, "weight_decay": self.config.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW(groups, lr=self.config.learning_rate, fused=True)
-        self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
-        self.key = settings_key({"data": key, "config": self.config.to_dict(), "classes": model.class_names})
-        self.step = 0
-        self.history: list[Metrics] = []
 
-    def continue_from_disk(self) -> None:
-        """Take up the state in the folder, if there is one. Raises ValueError if it is of another run."""
-        path = self.folder / "state.safetensors"
-        if not path.exists():
-            return
-        tensors, metadata = read_tensors(path)
-        if metadata.get("key") != self.key:
-            raise ValueError(f"{self.folder}: expected an empty folder or the same run, got a run of other settings")
-        load_learned(self.model, {n: tensors[f"weight.{n}"] for n in self.model.learned_state()})
-        for name, parameter in self.parameters.items():
-            self.average[name] = tensors[f"average.{name}"]
-            self.optimizer.state[parameter] = {
-                "step": torch.tensor(float(metadata["step"])),
-                "exp_avg": tensors[f"first.{name}"],
-                "exp_avg_sq": tensors[f"second.{name}"],
-            }
-        self.step = int(metadata["step"])
-        self.history = [Metrics(**row) for row in json.loads(metadata["history"])]
-
-    def save_state(self) -> None:
-        """Write all that continuing takes."""
-        tensors = {f"weight.{name}": value for name, value in self.model.learned_state().items()}
-        for name, parameter in self.parameters.items():
-            state = self.optimizer.state[parameter]
-            tensors[f"average.{name}"] = self.average[name]
-            tensors |= {f"first.{name}": state["exp_avg"], f"second.{name}": state["exp_avg_sq"]}
-        rows = [asdict(row) for row in self.history]
-        metadata = {"key": self.key, "step": str(self.step), "history": json.dumps(rows)}
-        save_tensors(tensors, self.folder / "state.safetensors", metadata)
-        write_text(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-
-    def finish(self) -> Path:
-        """Give the model its averaged weights, write it, and drop the state."""
-        load_learned(self.model, self.model.learned_state() | self.average)
-        self.model.eval()
-        path = self.folder / "model.safetensors"
-        save_detector(self.model, path, {"run": self.key, "history": json.dumps([asdict(m) for m in self.history])})
-        (self.folder / "state.safetensors").unlink(missing_ok=True)
-        return path
+    def save_model(self, path: Path, extra: Mapping[str, str]) -> None:
+        """Write the finished detector with some more metadata."""
+        save_detector(self.model, path, extra)
 
 
 def train(run: Run, batches: RegionBatches, report: Callable[[Metrics, float], None], save_every: float = 60.0) -> Path:
@@ -121,9 +71,8 @@ def train(run: Run, batches: RegionBatches, report: Callable[[Metrics, float], N
     report: is given the newest metrics and the part of the run that is done, every few steps.
     save_every: seconds after which the state is written again.
     """
-    finished = run.folder / "model.safetensors"
-    if finished.exists() and read_tensors(finished)[1].get("run") == run.key:
-        return finished
+    if run.finished:
+        return run.finished
     run.continue_from_disk()
     if run.step == 0:
         run.model.reduction.measure(batches.first_maps(_MEASURED_IMAGES))
@@ -137,7 +86,8 @@ def train(run: Run, batches: RegionBatches, report: Callable[[Metrics, float], N
         if run.step % _METRIC_STEPS == 0 or last:
             run.history.append(_mean(recent, run, batches))
             recent = []
-            report(run.history[-1], run.step / batches.steps)
+            with run.stoppable():
+                report(run.history[-1], run.step / batches.steps)
             if time.monotonic() - saved > save_every or last:
                 run.save_state()
                 saved = time.monotonic()
@@ -164,15 +114,7 @@ def _learn(run: Run, batch: Sequence[Regions], steps: int) -> _Losses:
     config = run.config
     torch.manual_seed(config.seed * 1_000_003 + run.step)  # dropout draws from torch's own generator
     losses = batch_losses(run.model, batch)
-    for group in run.optimizer.param_groups:
-        group["lr"] = learning_rate(config, run.step, steps)
-    run.optimizer.zero_grad(set_to_none=True)
-    (losses.classes + config.box_weight * losses.boxes + losses.coarse).backward()
-    run.optimizer.step()
-    run.step += 1
-    decay = min(config.average, run.step / (run.step + 9.0)) if config.average else 0.0
-    weights = [p.detach() for p in run.parameters.values()]
-    torch._foreach_lerp_(list(run.average.values()), weights, 1 - decay)
+    run.descend(losses.classes + config.box_weight * losses.boxes + losses.coarse, steps)
     return losses
 
 
@@ -198,12 +140,6 @@ def batch_losses(model: RegionDetector, batch: Sequence[Regions]) -> _Losses:
     if model.head.coarse is not None:
         coarse = F.cross_entropy(model.head.read_coarse(pooled.detach()[:, model.head.coarse_bins]), labels)
     return _Losses(F.cross_entropy(logits, labels), boxes, coarse, float(right.mean()) if len(right) else math.nan)
-
-
-def learning_rate(config: Config, step: int, steps: int) -> float:
-    """Rise linearly over the first steps, then fall as half a cosine to 1 % of the rate."""
-    rise = min(1.0, (step + 1) / min(_WARM_UP_STEPS, max(1, steps // 10)))
-    return config.learning_rate * rise * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
 def _mean(recent: Sequence[_Losses], run: Run, batches: RegionBatches) -> Metrics:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,8 +18,10 @@ from .preparation import Caches, ProposalCache
 from .regions import RegionDetector
 from .sppnet import SPPNet
 
+Item = TypeVar("Item")
 
-def hold_out(samples: Sequence[Sample], part: float, seed: int) -> tuple[list[Sample], list[Sample]]:
+
+def hold_out(samples: Sequence[Item], part: float, seed: int) -> tuple[list[Item], list[Item]]:
     """Split samples into those to learn from and those to measure on, `part` of them, drawn by the seed."""
     order = np.random.default_rng([seed, 3]).permutation(len(samples))
     count = round(part * len(samples))

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from detector.config import Config, config_from_dict, load_config
+from detector.classifier_config import ClassifierConfig
+from detector.config import Config, config_from_dict, load_config, load_settings
 
 OTHER = Config(
     trunk="resnet18",
@@ -180,9 +181,12 @@ def test_yaml_cannot_run_code(file: Path) -> None:
 
 def test_the_recipes_that_come_with_the_source_can_be_read() -> None:
     folder = Path(__file__).resolve().parent.parent / "configs"
-    for path in sorted(folder.glob("*.yaml")):
+    kinds = [(path, Config) for path in folder.glob("*.yaml")]
+    kinds += [(path, ClassifierConfig) for path in (folder / "classify").glob("*.yaml")]
+    assert {kind for _, kind in kinds} == {Config, ClassifierConfig}
+    for path, kind in kinds:
         written = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        read = load_config(path).to_dict()
+        read = load_settings(path, (), kind).to_dict()
         assert {key: read[key] for key in written} == written
 
 

@@ -27,6 +27,7 @@ DOCUMENTED: dict[str, list[tuple[int, float, int]]] = {
     "resnet18": [(16, 0, 256), (32, 0, 512)],
     "resnet50": [(16, 0, 1024), (32, 0, 2048)],
     "mobilenet_v3_large": [(16, 0, 112), (32, 0, 960)],
+    "zf5": [(16, 20, 256)],
 }
 LONG = 1536
 
@@ -130,7 +131,7 @@ def test_taps_lie_where_gradients_say(name: str, axis: int) -> None:
             assert first > 0, "the field does not fit"
             assert last < LONG - 1, "the field does not fit"
             assert (first + last) / 2 == tap.offset + tap.stride * cell
-        if name != "alexnet":  # whose pools lose the last cell
+        if name not in ("alexnet", "zf5"):  # whose pools lose the last cell
             assert tuple(values.shape[2:]) == (size[0] // tap.stride, size[1] // tap.stride)
         assert values.shape[1] == tap.channels
 

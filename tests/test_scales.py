@@ -56,23 +56,25 @@ def test_by_area_a_region_is_looked_at_where_it_is_nearest_to_224_pixels_square(
 
 @pytest.mark.parametrize("size", [(375, 500), (500, 333)])
 def test_by_side_a_region_is_looked_at_where_the_image_is_nearest_to_the_side_it_wants(size: tuple[int, int]) -> None:
-    """A square box of side b in an image whose shorter side is m wants the shorter side 224 m / b."""
+    """A square box of side b in an image whose shorter side is m wants the shorter side 208 m / b, a whole number."""
     pyramid = a_pyramid(PAPER, size)
     for side in (40.0, 90.0, 120.0, 150.0, 170.0, 300.0):
         box = torch.tensor([[5.0, 7.0, 5 + side, 7 + side]])
-        wanted = 224 * min(size) / side
+        wanted = math.floor(208 * min(size) / side + 0.5)
         expected = min(range(5), key=lambda level: abs(PAPER[level] - wanted))
         assert choose_levels(box, pyramid, "side").tolist() == [expected]
 
 
 def test_the_two_rules_differ_where_the_nearest_side_is_not_the_nearest_area() -> None:
-    """At sides of 480 and 576 the middle is 528 by side, and sqrt((480^2 + 576^2) / 2) = 530.2 by area."""
+    """At sides of 480 and 576, a box that fills 224 pixels at sqrt((480^2 + 576^2) / 2) = 530.2 is between by area.
+
+    By side that is the one that fills 208 pixels at (480 + 576) / 2 = 528.
+    """
     pyramid = a_pyramid((480, 576), (480, 640))
-    for wanted, rules in ((527.0, (0, 0)), (529.0, (0, 1)), (531.0, (1, 1))):
+    middle = 528 * 224 / 208
+    for wanted, rules in ((529.0, (0, 0)), (531.0, (1, 0)), (middle - 2, (1, 0)), (middle + 2, (1, 1))):
         side = 224 * 480 / wanted
-        # by area, the side at which both are equally far from 224 x 224 is the root of the mean square
         box = torch.tensor([[0.0, 0.0, side, side]])
-        assert math.isclose(224 * 480 / side, wanted)
         got = tuple(int(choose_levels(box, pyramid, rule)) for rule in ("area", "side"))
         assert got == rules
 

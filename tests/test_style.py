@@ -118,7 +118,7 @@ def undocumented(body: list[ast.stmt]) -> list[str]:
             continue
         if ast.get_docstring(node) is None and not (isinstance(node, Function) and is_variant(node)):
             missing.append(f"line {node.lineno}: {node.name}")
-        if isinstance(node, ast.ClassDef) and "Protocol" not in [ast.unparse(b) for b in node.bases]:
+        if isinstance(node, ast.ClassDef) and "Protocol" not in [ast.unparse(b).split("[")[0] for b in node.bases]:
             missing += undocumented(node.body)
     return missing
 

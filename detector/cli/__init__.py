@@ -13,7 +13,8 @@ import click
 # name -> (module, attribute, what `sppnet --help` says of it)
 _COMMANDS = {
     "detect": ("detector.cli.detect", "detect", "Find objects in photos and draw them."),
-    "train": ("detector.cli.train", "train", "Train a detector on annotated photos."),
+    "classify": ("detector.cli.classify", "classify", "Say what photos of any size show."),
+    "train": ("detector.cli.train", "train", "Train a detector, or a classifier, on annotated photos."),
     "propose": ("detector.cli.propose", "propose", "Propose regions of photos and keep them."),
     "recall": ("detector.cli.recall", "recall", "Measure how many objects proposals cover, side by side."),
     "benchmark": ("detector.cli.benchmark", "benchmark", "Race SPP-net against R-CNN, stage by stage."),
@@ -106,6 +107,7 @@ def main(ctx: click.Context, verbose: bool) -> None:
       sppnet detect cat.jpg --out found         see found/cat.jpg, found/detections.json
       sppnet detect photos/ --out found --score 0.3      less certain objects too
       sppnet detect cat.jpg --out found --boxes my.json  name boxes you already have
+      sppnet classify photos/                   what each photo shows, whatever its size
       sppnet train voc:VOC2007:trainval --out run        a model of your own
       sppnet propose photos/ --out boxes        regions that may hold an object
       sppnet recall --data voc:VOC2007:test --proposals fast,quality --out recall

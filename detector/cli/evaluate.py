@@ -1,4 +1,4 @@
-"""Measure a detector, or detections made elsewhere: `sppnet evaluate --data voc:ROOT:SPLIT`."""
+"""Measure a detector, a classifier, or detections made elsewhere: `sppnet evaluate --data voc:ROOT:SPLIT`."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ _UNFINISHED = "unfinished.jsonl"
 
 
 @click.command()
+@click.option(
+    "--task", type=click.Choice(["detect", "classify"]), default="detect", show_default=True, help="What to measure."
+)
 @click.option("--model", default="voc-lite0", show_default=True, metavar="NAME|FILE", help="A shipped model or a file.")
 @click.option("--data", multiple=True, required=True, metavar="DATA", help="Annotated photos; may be repeated.")
 @click.option(
@@ -44,6 +47,8 @@ _UNFINISHED = "unfinished.jsonl"
     help="What computes the metric coco.",
 )
 @click.option("--errors", is_flag=True, help="Say why detections failed, and what each cause costs.")
+@click.option("--views", help="With --task classify: see `sppnet classify` [default: as the model was trained].")
+@click.option("--side", type=click.IntRange(1), help="With --task classify: pixels of a view's side.")
 @click.option("--proposals", metavar="NAME", help="How regions are proposed [default: as the model was trained].")
 @click.option("--out", type=_FOLDER, help="Folder for numbers, detections and a report [default: print only].")
 @click.option(
@@ -59,6 +64,7 @@ _UNFINISHED = "unfinished.jsonl"
 @click.pass_context
 def evaluate(
     context: click.Context,
+    task: str,
     model: str,
     data: tuple[str, ...],
     detections: Path | None,
@@ -67,6 +73,8 @@ def evaluate(
     strict: bool,
     coco_program: str,
     errors: bool,
+    views: str | None,
+    side: int | None,
     proposals: str | None,
     out: Path | None,
     export: str | None,
@@ -98,6 +106,10 @@ def evaluate(
     image_id is the folder and file name of the photo, and category_id counts the classes from 1. Earlier results there
     are replaced when all is measured. An evaluation with --out that was stopped is continued by the same command.
 
+    --task classify measures what a classifier says of whole photos, by default voc-lite0-classifier: voc07 and voc10 if
+    photos show several classes (VOC's classification task), else top1 and top5. DATA is as for `sppnet train --task
+    classify`; --out gets metrics.json and scores.json.
+
     \b
     sppnet evaluate --data voc:VOC2007:test --errors --out runs/test
     sppnet evaluate --model runs/toy/model.safetensors --data voc:data/toy:test --metric voc07,coco --out runs/toy/test
@@ -105,6 +117,12 @@ def evaluate(
     """
     from .options import check_device, use_threads
 
+    named = context.get_parameter_source("model") == click.core.ParameterSource.COMMANDLINE
+    if task == "classify":
+        chosen = context.get_parameter_source("metric") == click.core.ParameterSource.COMMANDLINE
+        asked_for = (data, metric if chosen else None, (views, side), out, interval)
+        _classify(model if named else None, (check_device(device), engine), threads, asked_for)
+        return
     asked = parse_measures(metric, iou, strict, coco_program, interval)
     if export and out is None:
         raise click.UsageError("--export: expected --out, the folder to write into, got none")
@@ -114,7 +132,6 @@ def evaluate(
             check_writable(folder, option)
     cores = use_threads(threads)
     if detections is not None:
-        named = context.get_parameter_source("model") == click.core.ParameterSource.COMMANDLINE
         measured, dataset = _measure_file(detections, data, model if named else None, asked, errors)
         facts = [("Detections", str(detections)), ("Data", ", ".join(data))]
     else:
@@ -125,6 +142,20 @@ def evaluate(
     if out is not None:
         facts += [("Photos", str(len(dataset))), ("Objects", str(sum(map(len, dataset.truths))))]
         _write(measured, dataset, facts, out, export)
+
+
+def _classify(model: str | None, where: tuple[str, str], threads: int | None, asked: Any) -> None:
+    """Measure a classifier. where: device and engine. asked: the other arguments of `evaluate_classifier`."""
+    from detector.classifier_files import load_classifier
+
+    from .classify import DEFAULT
+    from .evaluate_classifier import evaluate_classifier
+    from .options import use_threads
+
+    if asked[3] is not None:
+        check_writable(asked[3], "--out")
+    use_threads(threads)
+    evaluate_classifier(load_classifier(model or DEFAULT, *where), *asked)
 
 
 @dataclass(frozen=True, slots=True)

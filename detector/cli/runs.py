@@ -5,13 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from detector.training import Run
+from typing import Any, Protocol
 
 
-def step_on_disk(run: Run, record: Mapping[str, Any]) -> int | None:
+class Started(Protocol):
+    """Be a run, by the folder it goes to and the digits that tell it from others."""
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def key(self) -> str: ...
+
+
+def step_on_disk(run: Started, record: Mapping[str, Any]) -> int | None:
     """Return the step that the run's folder has reached, None if it is finished.
 
     Raises ValueError that says what differs if the folder holds another run.

@@ -1,4 +1,4 @@
-"""Train a detector: `sppnet train DATA... --out RUN`."""
+"""Train a detector, or a classifier: `sppnet train DATA... --out RUN`."""
 
 from __future__ import annotations
 
@@ -31,6 +31,9 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 @click.command()
 @click.argument("data", nargs=-1, required=True, metavar="DATA...")
 @click.option("--out", required=True, type=_FOLDER, metavar="RUN", help="Folder of the run; made if missing.")
+@click.option(
+    "--task", type=click.Choice(["detect", "classify"]), default="detect", show_default=True, help="What to learn."
+)
 @click.option("--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="YAML file of settings.")
 @click.option("--detector", type=click.Choice(["sppnet", "rcnn"]), help="Kind of detector [default: sppnet].")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting; may be repeated.")
@@ -42,6 +45,7 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 def train(
     data: tuple[str, ...],
     out: Path,
+    task: str,
     config: Path | None,
     detector: str | None,
     overrides: tuple[str, ...],
@@ -51,7 +55,7 @@ def train(
     device: str,
     threads: int | None,
 ) -> None:
-    """Train a detector on annotated photos.
+    """Train a detector, or a classifier, on annotated photos.
 
     DATA is voc:ROOT:SPLIT, where ROOT holds JPEGImages, Annotations and ImageSets/Main/SPLIT.txt, or
     coco:JSON:IMAGES, an instances file and the folder of its images. Several are joined by class name; airplane and
@@ -64,21 +68,34 @@ def train(
     then. With --set holdout=0.1, every tenth photo is left out of learning and the model measured on it:
     RUN/holdout.json.
 
+    --task classify learns what whole photos show, with settings of its own (`detector.classifier_config`). DATA is then
+    folder:ROOT, a folder of photos for each class, csv:FILE with the columns path and label, or one of those above.
+    The head learns from cached maps behind the frozen trunk, or with --set learn=all all layers from the photos, at
+    several sizes.
+
     Settings are those of the shipped model unless --config or --set changes them; a wrong name prints all names.
 
     \b
     sppnet train voc:VOC2007:trainval --out runs/voc
     sppnet train coco:instances.json:images --out runs/mine --set epochs=20
     sppnet train voc:data/toy:train --out runs/toy --config configs/toy.yaml
+    sppnet train folder:photos --task classify --out runs/kinds
     """
     from detector.config import load_config
 
     from .options import check_device, use_threads
 
-    settings = load_config(config, [*overrides, *([f"detector={detector}"] if detector else [])])
     check_device(device)
     check_writable(out, "--out")
     cache = check_writable(cache or out / "cache", "--cache")
+    if task == "classify":
+        from .train_classifier import Place, train_classifier
+
+        if detector:
+            raise click.UsageError(f"--detector: expected none with --task classify, got {detector}")
+        train_classifier(data, config, overrides, classes, Place(out, cache, device, use_threads(threads), save_every))
+        return
+    settings = load_config(config, [*overrides, *([f"detector={detector}"] if detector else [])])
     workers = use_threads(threads)
     dataset = _open(data, classes)
     proposer = prepare_proposer(settings.proposals, 1)  # images run side by side instead
