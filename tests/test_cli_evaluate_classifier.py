@@ -205,6 +205,20 @@ def test_accuracy_of_images_that_show_several_is_refused_at_once(toy: Path, seve
     assert "classifying" not in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--task", "classify", "--errors"], "--errors: expected it without --task classify, got both"),
+        (["--task", "classify", "--iou", "0.7"], "--iou: expected it without --task classify, got both"),
+        (["--side", "64"], "--side: expected it without --task detect, got both"),
+    ],
+)
+def test_options_of_the_other_task_are_refused(options: list[str], message: str) -> None:
+    result = CliRunner().invoke(main, ["evaluate", "--data", "voc:nowhere:test", *options])
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
 def test_the_help_teaches() -> None:
     text = " ".join(CliRunner().invoke(main, ["evaluate", "--help"]).stdout.split())
     for part in ("--task [detect|classify]", "what a classifier says of whole photos", "top1 and top5", "scores.json"):

@@ -25,7 +25,7 @@ def run(tool: str, *arguments: str) -> str:
 
 def test_views_are_compared(tmp_path: Path) -> None:
     toy = draw(tmp_path / "toy", 40)
-    options = ["--set", "layer=blocks.4", "--set", "levels=[1]", "--times", "2", "--out", str(tmp_path / "views")]
+    options = ["--set", "layer=blocks.4", "--set", "levels=[1]", "--out", str(tmp_path / "views")]
     printed = run("compare_views", "--train", f"voc:{toy}:train", "--test", f"voc:{toy}:test", *options)
     report = json.loads((tmp_path / "views" / "views.json").read_text())
     assert list(report["results"])[:4] == ["no SPP, crop", "SPP, crop", "SPP, warp", "SPP, full image"]
@@ -35,7 +35,17 @@ def test_views_are_compared(tmp_path: Path) -> None:
         assert 0.5 < low <= row["map"] <= high <= 1
     chosen = {name: row["held_out_map"] for name, row in report["choices"].items() if name.count(",") == 2}
     assert max(chosen, key=lambda name: chosen[name]) in report["results"]
-    assert all(0 < times["ten"] < times["ten-crop"] for times in report["seconds"].values())
+    assert all(list(side) == ["crop", "ten-crop", "ten", "many"] for side in report["views"].values())
+
+
+def test_views_are_timed(tmp_path: Path) -> None:
+    photos = sorted(map(str, (REPOSITORY / "data" / "toy" / "JPEGImages").glob("*.jpg")))[:2]
+    printed = run("time_views", *photos, "--sides", "64,224", "--out", str(tmp_path))
+    rows = json.loads((tmp_path / "times.json").read_text())
+    assert {row["side"] for row in rows} == {64, 224}
+    for row in rows:
+        assert 0 < row["milliseconds"]["full"] < row["milliseconds"]["many"]
+        assert f"ten-crop {row['milliseconds']['ten-crop']:.1f}" in printed
 
 
 def test_sizes_are_compared_and_a_second_run_only_measures(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ parts of the training photos that were held out; the test photos are only measur
 
 from __future__ import annotations
 
-import statistics
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,8 +29,6 @@ from detector.files import write_json
 from detector.images import read_image
 from detector.labels import LabelSet, open_labels
 from detector.preparation import prepare
-from detector.structures import Seconds
-from detector.timing import measure
 from detector.views import plan_views
 
 COSTS = (0.25, 1.0, 4.0)
@@ -109,20 +106,6 @@ def scores_of(study: Study, model: Classifier, views: str) -> Array:
     return scores
 
 
-def time_views(study: Study, model: Classifier, count: int) -> dict[str, float]:
-    """Return the median seconds to classify a photo by each kind of views, in turn on each of some test photos."""
-    seconds: dict[str, list[float]] = {name: [] for name in ("full", "crop", "ten-crop", "ten", "many")}
-    for number, sample in enumerate([*study.measured.samples[:3], *study.measured.samples[:count]]):
-        image = read_image(sample.path)
-        for name, times in seconds.items():
-            spent = Seconds()
-            with measure(spent, "total"):
-                model.predict(image, name, 224)
-            if number >= 3:  # the first ones make kernels
-                times.append(spent.stages["total"])
-    return {name: statistics.median(times) for name, times in seconds.items()}
-
-
 def report_row(name: str, scores: Array, before: Array | None, study: Study) -> dict[str, Any]:
     """Measure a row, and its difference to the row before; print a line."""
     labels = study.measured.matrix
@@ -139,17 +122,26 @@ def report_row(name: str, scores: Array, before: Array | None, study: Study) -> 
     return entry
 
 
+def compare_views_of(study: Study, changes: dict[str, Any]) -> dict[str, Any]:
+    """Measure every kind of views with the classifier that learned from crops of one side."""
+    model = trained(study, changes)
+    found = {}
+    before = None
+    for views in ("crop", "ten-crop", "ten", "many"):
+        scores = scores_of(study, model, views)
+        found[views] = report_row(f"views of {model.config.side}: {views}", scores, before, study)
+        before = scores
+    return found
+
+
 @click.command()
 @click.option("--train", "learned", multiple=True, required=True, metavar="DATA", help="Photos to learn from.")
 @click.option("--test", "measured", multiple=True, required=True, metavar="DATA", help="Photos to measure on.")
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder for views.json.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting of all rows.")
-@click.option("--times", default=60, show_default=True, help="How many test photos are timed.")
-def main(
-    learned: tuple[str, ...], measured: tuple[str, ...], out: Path, overrides: tuple[str, ...], times: int
-) -> None:
+def main(learned: tuple[str, ...], measured: tuple[str, ...], out: Path, overrides: tuple[str, ...]) -> None:
     """Train and measure every row, then ten and 96 views from the map against ten crops of the image."""
-    cores = use_threads(None)
+    use_threads(None)
     base = load_settings(None, ["side=224", *overrides], ClassifierConfig)
     train = open_labels(learned)
     study = Study(train, open_labels(measured, train.class_names), base, out / "cache")
@@ -169,21 +161,9 @@ def main(
         scores = scores_of(study, model, model.config.views)
         results[name] = report_row(name, scores, before, study)
         before = scores
-        if name == "SPP, crop":
-            cropped = model
-    before = None
-    for views in ("crop", "ten-crop", "ten", "many"):
-        scores = scores_of(study, cropped, views)
-        results[views] = report_row(f"views: {views}", scores, before, study)
-        before = scores
-    seconds = {}
-    for threads in dict.fromkeys((cores, 1)):
-        use_threads(threads)
-        seconds[threads] = time_views(study, cropped, times)
-        line = ", ".join(f"{name} {1000 * value:.1f}" for name, value in seconds[threads].items())
-        click.echo(f"milliseconds, {threads} threads: {line}")
-        click.echo(f"ten-crop / ten: {seconds[threads]['ten-crop'] / seconds[threads]['ten']:.2f}")
-    write_json(out / "views.json", {"choices": choices, "results": results, "seconds": seconds})
+    sides = (study.base.side, rows[larger]["side"])
+    views = {side: compare_views_of(study, {**rows["SPP, crop"], "side": side}) for side in sides}
+    write_json(out / "views.json", {"choices": choices, "results": results, "views": views})
 
 
 if __name__ == "__main__":

@@ -115,8 +115,10 @@ def evaluate(
     sppnet evaluate --model runs/toy/model.safetensors --data voc:data/toy:test --metric voc07,coco --out runs/toy/test
     sppnet evaluate --detections results/VOC2007/Main --data voc:VOC2007:test --metric voc07 --iou 0.5,0.75
     """
+    from .evaluate_classifier import check_task
     from .options import check_device, use_threads
 
+    check_task(context, task)
     named = context.get_parameter_source("model") == click.core.ParameterSource.COMMANDLINE
     if task == "classify":
         chosen = context.get_parameter_source("metric") == click.core.ParameterSource.COMMANDLINE

@@ -18,7 +18,16 @@ if TYPE_CHECKING:
     from detector.labels import LabelSet
 
 _UNFINISHED = "unfinished-classification.jsonl"
+_OF_DETECTING = ("detections", "iou", "strict", "coco_program", "errors", "proposals", "export", "cache")
+_OF_CLASSIFYING = ("views", "side")
 Look = tuple[str | None, int | None]
+
+
+def check_task(context: click.Context, task: str) -> None:
+    """Raise click.UsageError for options of `sppnet evaluate` that the other task alone has."""
+    for name in _OF_CLASSIFYING if task == "detect" else _OF_DETECTING:
+        if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name.replace('_', '-')}: expected it without --task {task}, got both")
 
 
 def metrics_for(dataset: LabelSet) -> tuple[str, ...]:
