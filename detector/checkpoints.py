@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -75,23 +75,43 @@ def load_detector(name: str | Path, device: str | torch.device = "cpu", engine: 
     engine: how it computes (`detector.engines`); the default is the fastest that this machine can run.
     Raises ValueError that names the file, or the known names, and says what was expected.
     """
-    path = SHIPPED / f"{name}.safetensors"
-    if not path.is_file():
-        path = Path(name)
-        if path.suffix != ".safetensors" and not path.is_file():
-            raise ValueError(f"expected a model among {', '.join(list_models())} or a .safetensors file, got {name}")
+    path = find_model(name, "model", list_models())
     tensors, metadata = read_tensors(path)
-    if metadata.get("format") != FORMAT:
-        got = metadata.get("format", "a file without one")
-        raise ValueError(f"{path}: expected a detector of format {FORMAT}, got {got}")
+    check_format(path, metadata, "detector", FORMAT)
     model = _build(metadata, path)
+    load_described(model, tensors, path)
+    model = model.to(torch.device(device)).eval()
+    model.use_engine(engine)
+    return model
+
+
+def find_model(name: str | Path, what: str, known: Sequence[str]) -> Path:
+    """Return the file of a model that comes with the package, or the file that is named. Raises ValueError for neither.
+
+    what: the word for such models. known: the names of those that come with the package.
+    """
+    path = SHIPPED / f"{name}.safetensors"
+    if path.is_file():
+        return path
+    path = Path(name)
+    if path.suffix != ".safetensors" and not path.is_file():
+        raise ValueError(f"expected a {what} among {', '.join(known)} or a .safetensors file, got {name}")
+    return path
+
+
+def check_format(path: Path, metadata: Mapping[str, str], what: str, wanted: str) -> None:
+    """Raise ValueError unless a file says that it is of the wanted format."""
+    got = metadata.get("format", "a file without one")
+    if got != wanted:
+        raise ValueError(f"{path}: expected a {what} of format {wanted}, got {got}")
+
+
+def load_described(model: Learned, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Put a file's values into the model that the file describes. Raises ValueError if they do not fit."""
     try:
         load_learned(model, tensors)
     except (KeyError, RuntimeError) as error:
         raise ValueError(f"{path}: expected the layers that its config describes, got {error}") from error
-    model = model.to(torch.device(device)).eval()
-    model.use_engine(engine)
-    return model
 
 
 def _build(metadata: Mapping[str, str], path: Path) -> RegionDetector:
@@ -102,13 +122,18 @@ def _build(metadata: Mapping[str, str], path: Path) -> RegionDetector:
         raise ValueError(f"{path}: expected config and class_names as JSON, got {error}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path}: expected a JSON object as config, got {type(settings).__name__}")
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{path}: expected a list of names as class_names, got {json.dumps(names)}")
+    check_names(names, path)
     config = config_from_dict(settings, str(path))
     try:
         return build_detector(config, names)
     except ValueError as error:  # the trunk or one of its layers is unknown here
         raise ValueError(f"{path}: {error}") from error
+
+
+def check_names(names: Any, path: Path) -> None:
+    """Raise ValueError unless what a file gives as class_names is a list of names."""
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path}: expected a list of names as class_names, got {json.dumps(names)}")
 
 
 class Learned(Protocol):

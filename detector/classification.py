@@ -20,7 +20,7 @@ from .classifier_config import ClassifierConfig
 from .engines import choose_engine, trunk_maps
 from .features import lay_out, pad_to_multiple, values_key
 from .pooling import spatial_pyramid_pool
-from .pyramid import SpatialPyramidPool
+from .pyramid import SpatialPyramidPool, by_bins
 from .structures import FeatureMap, Seconds
 from .timing import measure
 from .views import Look, plan_views, show_views
@@ -163,7 +163,7 @@ class Classifier(nn.Module):
             pooled = spatial_pyramid_pool(feature_map.values, windows, levels)
         else:
             cells = [feature_map.values[:, y1:y2, x1:x2] for x1, y1, x2, y2 in windows.tolist()]
-            pooled = torch.stack([self.pool(c).unflatten(0, (-1, c.shape[0])) for c in cells])
+            pooled = by_bins(torch.stack([self.pool(c) for c in cells]), levels)
         pooled, mirrored = pooled[rows], look.mirrored.to(pooled.device)
         if mirrored.any():
             pooled[mirrored] = pooled[mirrored][:, mirrored_bins(levels).to(pooled.device)]
@@ -178,7 +178,7 @@ class Classifier(nn.Module):
         whole = torch.tensor([[0.0, 0.0, size[1], size[0]]])
         geometry = FeatureMap(values[0], self.tap.stride, self.tap.offset, (1.0, 1.0))
         x1, y1, x2, y2 = project(whole, geometry, self.config.projection)[0].tolist()
-        vectors = self.pool(values[:, :, y1:y2, x1:x2])
+        vectors = by_bins(self.pool(values[:, :, y1:y2, x1:x2]), self.config.levels).flatten(1)
         logits: Tensor = self.head(F.normalize(vectors) if self.config.normalise else vectors)
         return logits
 

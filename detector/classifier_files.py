@@ -12,7 +12,16 @@ from pathlib import Path
 
 import torch
 
-from .checkpoints import SHIPPED, load_learned, read_tensors, save_tensors, version_text
+from .checkpoints import (
+    SHIPPED,
+    check_format,
+    check_names,
+    find_model,
+    load_described,
+    read_tensors,
+    save_tensors,
+    version_text,
+)
 from .classification import Classifier
 from .classifier_config import ClassifierConfig, classifier_config_from_dict
 
@@ -44,21 +53,11 @@ def load_classifier(name: str | Path, device: str | torch.device = "cpu", engine
     engine: how its trunk computes (`detector.engines`); the default is the fastest that this machine can run.
     Raises ValueError that names the file, or the known names, and says what was expected.
     """
-    path = SHIPPED / f"{name}.safetensors"
-    if not path.is_file():
-        path = Path(name)
-        if path.suffix != ".safetensors" and not path.is_file():
-            known = ", ".join(list_classifiers())
-            raise ValueError(f"expected a classifier among {known} or a .safetensors file, got {name}")
+    path = find_model(name, "classifier", list_classifiers())
     tensors, metadata = read_tensors(path)
-    if metadata.get("format") != FORMAT:
-        got = metadata.get("format", "a file without one")
-        raise ValueError(f"{path}: expected a classifier of format {FORMAT}, got {got}")
+    check_format(path, metadata, "classifier", FORMAT)
     model = _build(metadata, path)
-    try:
-        load_learned(model, tensors)
-    except (KeyError, RuntimeError) as error:
-        raise ValueError(f"{path}: expected the layers that its config describes, got {error}") from error
+    load_described(model, tensors, path)
     model = model.to(torch.device(device)).eval()
     model.use_engine(engine)
     return model
@@ -73,8 +72,7 @@ def _build(metadata: Mapping[str, str], path: Path) -> Classifier:
         raise ValueError(f"{path}: expected config, class_names and multi_label as JSON, got {error}") from error
     if not isinstance(settings, dict) or not isinstance(multi_label, bool):
         raise ValueError(f"{path}: expected a JSON object as config and true or false as multi_label, got others")
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{path}: expected a list of names as class_names, got {json.dumps(names)}")
+    check_names(names, path)
     config: ClassifierConfig = classifier_config_from_dict(settings, str(path))
     try:
         return Classifier(config, names, multi_label)

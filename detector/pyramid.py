@@ -10,6 +10,8 @@ same for columns. On fewer cells than bins, bins share cells; none is ever empty
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.jit import is_scripting, is_tracing  # type: ignore[attr-defined]  # TorchScript bears no such note below
@@ -19,11 +21,12 @@ MODES = ("max", "average")
 
 
 class SpatialPyramidPool(nn.Module):
-    """Turn maps of any size into vectors of bins * C values: the spatial pyramid pooling layer.
+    """Turn maps of any size into vectors of C * bins values: the spatial pyramid pooling layer.
 
-    Input: (N, C, H, W) floating point, H and W from 1 up. Output: (N, bins * C), equal to
-    `spatial_pyramid_pool(...).flatten(1)` of a window that is the whole map: levels in the given order, bins of a level
-    row by row, and for each bin its C channels. A single map (C, H, W) gives (bins * C,).
+    Input: (N, C, H, W) floating point, H and W from 1 up. Output: (N, C * bins), the levels in the given order, and for
+    each level its C channels, each with its n x n bins row by row: `adaptive_max_pool2d(x, n).flatten(1)` of the levels
+    side by side, as other layers of this kind have it. A single map (C, H, W) gives (C * bins,). `by_bins` turns the
+    vectors into the (N, bins, C) of `detector.pooling.spatial_pyramid_pool`.
 
     levels: bins per side, any positive numbers in any order. mode: "max" takes the largest cell of a bin, "average" the
     mean of its cells. Each level equals `adaptive_max_pool2d` or `adaptive_avg_pool2d`.
@@ -71,7 +74,7 @@ class SpatialPyramidPool(nn.Module):
         return self._pool(values)
 
     def _pool(self, values: Tensor) -> Tensor:
-        """Pool (N, C, H, W) -> (N, bins * C)."""
+        """Pool (N, C, H, W) -> (N, C * bins)."""
         if is_scripting():  # noqa: SIM108  (TorchScript leaves a whole branch out, not half a line)
             sliced = False
         else:
@@ -94,8 +97,14 @@ class SpatialPyramidPool(nn.Module):
                 levels.append(adaptive_max_pool2d(values, n))
             else:
                 levels.append(adaptive_avg_pool2d(values, n))
-        bins = torch.cat([levels[place].flatten(2) for place in self._places], dim=2)
-        return bins.transpose(1, 2).flatten(1)
+        return torch.cat([levels[place].flatten(1) for place in self._places], dim=1)
+
+
+def by_bins(vectors: Tensor, levels: Sequence[int]) -> Tensor:
+    """Put vectors (N, C * bins) of `SpatialPyramidPool` in the order of `spatial_pyramid_pool`: (N, bins, C)."""
+    channels = vectors.shape[-1] // sum(n * n for n in levels)
+    parts = vectors.split([channels * n * n for n in levels], dim=-1)
+    return torch.cat([part.unflatten(-1, (channels, -1)).transpose(-1, -2) for part in parts], dim=-2)
 
 
 def _source(n: int, levels: list[int]) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, adaptive_max_pool2d, max_pool2d
 
 from detector.pooling import spatial_pyramid_pool
-from detector.pyramid import SpatialPyramidPool
+from detector.pyramid import SpatialPyramidPool, by_bins
 
 LONGEST = 64
 ADAPTIVE: dict[str, Callable[[Tensor, int], Tensor]] = {"max": adaptive_max_pool2d, "average": adaptive_avg_pool2d}
@@ -35,9 +35,8 @@ def distinct_values(*shape: int) -> Tensor:
 
 
 def pool_each(values: Tensor, levels: tuple[int, ...], mode: str) -> Tensor:
-    """Pool map by map and level by level with PyTorch: (N, bins * C)."""
-    rows = [torch.cat([ADAPTIVE[mode](v, n).flatten(1) for n in levels], dim=1).T.flatten() for v in values]
-    return torch.stack(rows)
+    """Pool map by map and level by level with PyTorch: (N, C * bins)."""
+    return torch.stack([torch.cat([ADAPTIVE[mode](v, n).flatten() for n in levels]) for v in values])
 
 
 def paper_bins(length: int, n: int) -> list[tuple[int, int]]:
@@ -46,14 +45,15 @@ def paper_bins(length: int, n: int) -> list[tuple[int, int]]:
 
 
 def pool_by_hand(values: Tensor, levels: tuple[int, ...], mode: str) -> Tensor:
-    """Pool (C, H, W) bin by bin with numpy: (bins * C,)."""
-    array, vectors = values.numpy(), []
+    """Pool (C, H, W) bin by bin with numpy: (C * bins,)."""
+    array, vector = values.numpy(), []
     for n in levels:
-        for top, bottom in paper_bins(array.shape[1], n):
-            for left, right in paper_bins(array.shape[2], n):
-                cells = array[:, top:bottom, left:right]
-                vectors.append(cells.max(axis=(1, 2)) if mode == "max" else cells.mean(axis=(1, 2)))
-    return torch.from_numpy(np.concatenate(vectors))
+        for channel in array:
+            for top, bottom in paper_bins(array.shape[1], n):
+                for left, right in paper_bins(array.shape[2], n):
+                    cells = channel[top:bottom, left:right]
+                    vector.append(cells.max() if mode == "max" else cells.mean())
+    return torch.from_numpy(np.array(vector))
 
 
 @pytest.mark.parametrize("mode", ["max", "average"])
@@ -85,7 +85,7 @@ def test_a_map_equals_a_window_that_is_the_whole_map(size: tuple[int, int], leve
     window = torch.tensor([[0, 0, size[1], size[0]]])
     pooled = spatial_pyramid_pool(values, window, levels)
     layer = SpatialPyramidPool(levels)
-    assert torch.equal(layer(values[None]), pooled.flatten(1))
+    assert torch.equal(by_bins(layer(values[None]), levels), pooled)
     assert pooled.shape[1] == layer.bins
     assert pooled[0].numel() == layer.output_size(5)
 
