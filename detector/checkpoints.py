@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .config import Config, config_from_dict
 from .files import replacing
+from .machines import MachineNet
 from .rcnn import RCNN
 from .regions import RegionDetector
 from .sppnet import SPPNet
@@ -35,7 +36,7 @@ def list_models() -> list[str]:
 
 def build_detector(config: Config, class_names: Sequence[str]) -> RegionDetector:
     """Build the kind of detector that a config names, with random learned layers."""
-    kinds: dict[str, type[RegionDetector]] = {"sppnet": SPPNet, "rcnn": RCNN}
+    kinds: dict[str, type[RegionDetector]] = {"sppnet": SPPNet, "rcnn": RCNN, "svm": MachineNet}
     return kinds[config.detector](config, class_names)
 
 

@@ -15,7 +15,9 @@ import yaml
 
 Settings = TypeVar("Settings")
 
-DETECTORS = ("sppnet", "rcnn")
+DETECTORS = ("sppnet", "rcnn", "svm")
+SVM_LAYERS = ("pool5", "fc6", "fc7")
+BOX_REGRESSIONS = ("joint", "ridge", "none")
 # Settings in [0, 1].
 _PARTS = (
     "holdout", "positive_fraction", "positive_iou", "repeat_below", "dropout", "average", "nms", "vote", "min_score",
@@ -27,7 +29,9 @@ _PARTS = (
 class Config:
     """Name every setting; a checkpoint carries its own copy.
 
-    detector: `sppnet`, or `rcnn`, which shows the trunk every proposal as a crop of its own.
+    detector: `sppnet`, `rcnn`, which shows the trunk every proposal as a crop of its own, or `svm`, the layers of a
+    trained sppnet with support vector machines behind `svm_layer` (`pool5`, `fc6` or `fc7`) and boxes corrected by
+    `ridge` regressors, the `joint` layer or `none`, as `box_regression` says (`detector.machines`).
     trunk, layers: the convolutional layers and which of their outputs are used, finest first; no layers named, as for
     every trunk but EfficientNet-Lite, means the trunk's usual ones (`detector.backbones`).
     shorter, longest: pixels of the resized image's shorter side, and the most its longer side may have.
@@ -54,6 +58,8 @@ class Config:
     """
 
     detector: str = "sppnet"
+    svm_layer: str = "fc7"
+    box_regression: str = "ridge"
     trunk: str = "efficientnet_lite0"
     layers: tuple[str, ...] = ("blocks.4", "blocks.6")
     shorter: int = 576
@@ -108,6 +114,9 @@ class Config:
             raise ValueError(f"expected scales of at least 1, got {self.scales}")
         if self.detector not in DETECTORS:
             raise ValueError(f"expected a detector among {', '.join(DETECTORS)}, got {self.detector!r}")
+        for name, known in (("svm_layer", SVM_LAYERS), ("box_regression", BOX_REGRESSIONS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"expected a {name} among {', '.join(known)}, got {getattr(self, name)!r}")
         if self.detector == "rcnn" and self.region_mean:
             raise ValueError("expected no region_mean for rcnn: it has a map for each region")
         for name in _PARTS:
@@ -164,6 +173,14 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
 
 def load_settings(path: Path | None, overrides: Sequence[str], kind: type[Settings]) -> Settings:
     """Read settings of a kind, a dataclass, as `load_config` does."""
+    values, source = read_settings(path, overrides, kind)
+    if kind is Config and not str(values.get("trunk", Config().trunk)).startswith("efficientnet_lite"):
+        values.setdefault("layers", [])  # the default names layers of EfficientNet-Lite
+    return settings_from_dict(values, source, kind)
+
+
+def read_settings(path: Path | None, overrides: Sequence[str], kind: type[Any]) -> tuple[dict[str, Any], str]:
+    """Read the values that a YAML file and `key=value` overrides give, and the words for where they come from."""
     values: dict[str, Any] = {}
     if path is not None:
         try:
@@ -183,11 +200,8 @@ def load_settings(path: Path | None, overrides: Sequence[str], kind: type[Settin
         except yaml.YAMLError as error:
             raise ValueError(f"--set {text}: expected a YAML value after `=`") from error
         _check_types({key.strip(): values[key.strip()]}, f"--set {text}", kind)
-    if kind is Config and not str(values.get("trunk", Config().trunk)).startswith("efficientnet_lite"):
-        values.setdefault("layers", [])  # the default names layers of EfficientNet-Lite
     sources = [str(path)] if path else []
-    source = ", ".join([*sources, *(f"--set {text}" for text in overrides)]) or "settings"
-    return settings_from_dict(values, source, kind)
+    return values, ", ".join([*sources, *(f"--set {text}" for text in overrides)]) or "settings"
 
 
 def _convert(key: str, value: Any, wanted: Any, source: str) -> Any:

@@ -147,12 +147,16 @@ class PyramidHead(nn.Module):
 
     def forward(self, pooled: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """Map (R, bins, C) and (R, hidden) context to logits (R, K + 1), background last, and deltas (R, K, 4)."""
+        x = self.hidden(pooled, context)[1]
+        return self.classes(x), self.deltas(x).unflatten(1, (-1, 4))
+
+    def hidden(self, pooled: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Map (R, bins, C) and (R, hidden) context to fc6 and fc7 behind their ReLU, (R, hidden) each."""
         x = self.fc6(self.norm(pooled).flatten(1))
         if self.context is not None:
             x = x + context
-        x = self.dropout(F.relu(x))
-        x = self.dropout(F.relu(self.fc7(x)))
-        return self.classes(x), self.deltas(x).unflatten(1, (-1, 4))
+        fc6 = self.dropout(F.relu(x))
+        return fc6, self.dropout(F.relu(self.fc7(fc6)))
 
 
 def coarse_part(levels: tuple[int, ...]) -> tuple[tuple[int, ...], list[int]]:

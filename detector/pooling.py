@@ -45,6 +45,8 @@ def spatial_pyramid_pool(
     cells = values.permute(1, 2, 0).contiguous()
     table = windows.to(torch.int32).contiguous()
     if cells.requires_grad and torch.is_grad_enabled():
+        if out is not None:
+            raise ValueError("expected no memory to fill where gradients are wanted, got some")
         return _PyramidPool.apply(cells, table, levels)  # type: ignore[no-any-return]
     shape = (len(table), bins(levels), cells.shape[2])
     if out is None:

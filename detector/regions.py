@@ -42,7 +42,7 @@ class RegionDetector(nn.Module):
         channels = [tap.channels for tap in self.trunk.taps]
         self.reduction = Reduction(channels, config.channels)
         pyramid, context = (config.channels, config.levels), channels[-1] if config.region_mean else 0
-        cascade = config.detector == "sppnet" and config.cascade > 0 and len(config.levels) > 1
+        cascade = config.detector != "rcnn" and config.cascade > 0 and len(config.levels) > 1
         layers = (config.hidden, len(class_names), config.dropout, cascade)
         self.head = PyramidHead(pyramid, context, *layers)
         self._fast_head: tuple[PyramidHead, ...] = ()  # in a tuple, so that it is no part of the module

@@ -123,11 +123,22 @@ class SPPNet(RegionDetector):
             pyramid = self.feature_maps(image)
         return self.score(pyramid, boxes, seconds)
 
+    @torch.inference_mode()
     def score(self, pyramid: FeaturePyramid, boxes: Tensor, seconds: Seconds | None = None) -> tuple[Tensor, Tensor]:
         """Pool boxes from the maps and classify them; boxes on the same cells are pooled and classified once.
 
         boxes: (R, 4) float32. Returns probabilities (R, K + 1), background last, and deltas (R, K, 4).
         """
+        pooled, context, rows = self.read(pyramid, boxes, seconds)
+        with measure(seconds, "fc", self.trunk.mean.device):
+            logits, deltas = self.working_head(pooled, context)
+            return logits.softmax(dim=1)[rows], deltas[rows]
+
+    @torch.inference_mode()
+    def read(
+        self, pyramid: FeaturePyramid, boxes: Tensor, seconds: Seconds | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Pool the distinct windows of (R, 4) boxes: bins (D, bins, C), context (D, hidden), each box's row (R,)."""
         device = self.trunk.mean.device
         with measure(seconds, "pool", device):
             windows, rows = pyramid.locate(boxes.to(device), self.config.scale_rule, self.config.projection)
@@ -135,8 +146,7 @@ class SPPNet(RegionDetector):
         with measure(seconds, "fc", device):
             maps = zip(pyramid.coarse, pyramid.fine, _split(windows, len(pyramid.fine)), strict=True)
             context = torch.cat([self.head.read_context(coarse, fine, part) for coarse, fine, part in maps])
-            logits, deltas = self.working_head(pooled, context)
-            return logits.softmax(dim=1)[rows], deltas[rows]
+        return pooled, context, rows
 
     def _pool(self, pyramid: FeaturePyramid, windows: Tensor, levels: tuple[int, ...]) -> Tensor:
         """Pool (D, 5) windows, level by level: (D, bins, C)."""

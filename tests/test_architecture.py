@@ -58,6 +58,7 @@ ROWS = (
     {"engines", "datasets", "labels", "mining"},
     {"regions", "classification", "evaluation", "preparation", "inspection", "result_rows"},
     {"sppnet", "rcnn", "voc_results"},
+    {"machines"},
     {
         "checkpoints",
         "batches",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -52,3 +53,15 @@ def _difference(path: Path, record: Mapping[str, Any]) -> str:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "another model"
     return f"a run with {', '.join(changed) or 'other photos, annotations or proposals'}"
+
+
+def next_step(model: Path, data: str) -> str:
+    """Return the commands that use a finished model, with a test split of the same data set if it has one."""
+    kind, _, rest = data.partition(":")
+    root, _, split = rest.rpartition(":")
+    lists = Path(root) / "ImageSets" / "Main"
+    other = next((n for n in ("test", "val") if n != split and (lists / f"{n}.txt").is_file()), None)
+    test = f"voc:{root}:{other}" if kind == "voc" and other else "voc:ROOT:SPLIT"
+    name = shlex.quote(str(model))
+    measure = f"sppnet evaluate --model {name} --data {shlex.quote(test)}"
+    return f"next: {measure}\n   or: sppnet detect PHOTO --model {name} --out found"

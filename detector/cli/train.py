@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import click
 from .folders import check_images, check_writable
 from .interrupts import held_back
 from .progress import prepare_proposer, progress_bar
-from .runs import step_on_disk
+from .runs import next_step, step_on_disk
 
 if TYPE_CHECKING:
     from detector.config import Config
@@ -35,7 +34,8 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
     "--task", type=click.Choice(["detect", "classify"]), default="detect", show_default=True, help="What to learn."
 )
 @click.option("--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="YAML file of settings.")
-@click.option("--detector", type=click.Choice(["sppnet", "rcnn"]), help="Kind of detector [default: sppnet].")
+@click.option("--detector", type=click.Choice(["sppnet", "rcnn", "svm"]), help="Kind of detector [default: sppnet].")
+@click.option("--start", metavar="NAME|FILE", help="With --detector svm: the detector whose layers are used.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting; may be repeated.")
 @click.option("--classes", metavar="NAMES", help="Learn these classes, comma separated [default: all of DATA].")
 @click.option("--cache", type=_FOLDER, help="Folder of proposals and maps; runs may share it [default: RUN/cache].")
@@ -48,6 +48,7 @@ def train(
     task: str,
     config: Path | None,
     detector: str | None,
+    start: str | None,
     overrides: tuple[str, ...],
     classes: str | None,
     cache: Path | None,
@@ -73,6 +74,10 @@ def train(
     The head learns from cached maps behind the frozen trunk, or with --set learn=all all layers from the photos, at
     several sizes.
 
+    --detector svm is the paper's own form: a support vector machine for each class, with hard negatives, on a layer of
+    the network that --start names (--set svm_layer=pool5, fc6 or fc7), and ridge regressors of the boxes (--set
+    box_regression=ridge, joint or none). It takes minutes from the cache of the run that made the network.
+
     Settings are those of the shipped model unless --config or --set changes them; a wrong name prints all names.
 
     \b
@@ -80,6 +85,7 @@ def train(
     sppnet train coco:instances.json:images --out runs/mine --set epochs=20
     sppnet train voc:data/toy:train --out runs/toy --config configs/toy.yaml
     sppnet train folder:photos --task classify --out runs/kinds
+    sppnet train voc:VOC2007:trainval --detector svm --start voc-lite0 --out runs/svm
     """
     from detector.config import load_config
 
@@ -95,6 +101,15 @@ def train(
             raise click.UsageError(f"--detector: expected none with --task classify, got {detector}")
         train_classifier(data, config, overrides, classes, Place(out, cache, device, use_threads(threads), save_every))
         return
+    if (detector == "svm") != (start is not None):
+        raise click.UsageError("--start: expected it together with --detector svm, got one of them")
+    if start is not None:
+        from .train_machines import train_machines
+
+        path = train_machines(data, start, (config, overrides), (out, cache), use_threads(threads))
+        click.echo(path)
+        click.echo(next_step(path, data[0]), err=True)
+        return
     settings = load_config(config, [*overrides, *([f"detector={detector}"] if detector else [])])
     workers = use_threads(threads)
     dataset = _open(data, classes)
@@ -106,7 +121,7 @@ def train(
         click.echo(f"stopped; the same command continues the run in {out}", err=True)
         raise
     click.echo(path)
-    click.echo(_next_step(path, data[0]), err=True)
+    click.echo(next_step(path, data[0]), err=True)
 
 
 def _open(data: Sequence[str], classes: str | None) -> Dataset:
@@ -273,15 +288,3 @@ def _plot(metrics: Path, picture: Path) -> None:
 
     if metrics.exists():
         plot_losses([json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()], picture)
-
-
-def _next_step(model: Path, data: str) -> str:
-    """Return the commands that use a finished model, with a test split of the same data set if it has one."""
-    kind, _, rest = data.partition(":")
-    root, _, split = rest.rpartition(":")
-    lists = Path(root) / "ImageSets" / "Main"
-    other = next((n for n in ("test", "val") if n != split and (lists / f"{n}.txt").is_file()), None)
-    test = f"voc:{root}:{other}" if kind == "voc" and other else "voc:ROOT:SPLIT"
-    name = shlex.quote(str(model))
-    measure = f"sppnet evaluate --model {name} --data {shlex.quote(test)}"
-    return f"next: {measure}\n   or: sppnet detect PHOTO --model {name} --out found"

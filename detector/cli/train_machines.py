@@ -1,0 +1,146 @@
+"""Train support vector machines on the layers of a trained detector: `sppnet train --detector svm --start MODEL`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .folders import check_images
+from .interrupts import held_back
+from .progress import prepare_proposer, progress_bar
+from .runs import step_on_disk
+
+if TYPE_CHECKING:
+    from detector.config import Config
+    from detector.datasets import Dataset
+    from detector.machine_training import Examples
+    from detector.machines import MachineNet
+    from detector.regions import RegionDetector
+
+# What differs from the start where the user says nothing: the paper scores all regions by the machines alone.
+_PAPER = {"detector": "svm", "cascade": 0, "rank_prior": 0.0, "vote": 1.0, "min_score": 0.25, "readable_score": 0.5}
+
+
+@dataclass(frozen=True, slots=True)
+class MachineRun:
+    """Hold where a run goes, and what tells it from others."""
+
+    folder: Path
+    key: str
+
+
+def train_machines(
+    data: Sequence[str], start: str, asked: tuple[Path | None, Sequence[str]], folders: tuple[Path, Path], workers: int
+) -> Path:
+    """Fit the machines and regressors on annotated photos; return the finished model.
+
+    start: the trained detector whose layers are used. asked: YAML file and `key=value` settings. folders: of the run
+    and of the cache. What takes minutes is done in one go: a run that was stopped starts anew, but for its cache.
+    """
+    from detector.checkpoints import load_detector, save_detector
+    from detector.datasets import open_datasets
+    from detector.features import settings_key
+    from detector.files import write_json
+
+    base = load_detector(start, engine="eager")
+    net = build(base, settings_of(base.config, *asked))
+    dataset = open_datasets(data, net.class_names)
+    click.echo(f"{len(dataset)} images, {sum(map(len, dataset.truths))} objects", err=True)
+    out, cache = folders
+    rows = [(s.image_id, s.truth.boxes.tolist(), s.truth.labels.tolist()) for s in dataset]
+    settings = net.config.to_dict()
+    key = settings_key({"data": json.dumps(rows), "start": base.fingerprint(), "config": settings})
+    record = {"data": list(data), "start": start, "classes": net.class_names, "settings": settings}
+    if step_on_disk(MachineRun(out, key), record) is None:
+        click.echo(f"{out} holds the finished run already", err=True)
+        return out / "model.safetensors"
+    examples = _examples(net, dataset, cache, workers)
+    write_json(out / "run.json", record)
+    net.use_engine("auto")
+    _fit(examples)
+    save_detector(net, out / "model.safetensors", {"run": key})
+    return out / "model.safetensors"
+
+
+def settings_of(base: Config, path: Path | None, overrides: Sequence[str]) -> Config:
+    """Return the settings of a trained detector with those of the paper, and on top what the user says.
+
+    Raises ValueError for a detector that is no SPP-net, and for a wrong setting.
+    """
+    from detector.config import Config, read_settings, settings_from_dict
+
+    if base.detector == "rcnn" or base.scales:
+        raise ValueError("--start: expected an SPP-net that looks at one scale, got another detector")
+    given, source = read_settings(path, overrides, Config)
+    return settings_from_dict(base.to_dict() | _PAPER | given | {"detector": "svm"}, source, Config)
+
+
+def build(base: RegionDetector, config: Config) -> MachineNet:
+    """Return a detector with the layers of a trained one and machines that have learned nothing.
+
+    Raises ValueError if settings do not fit the layers.
+    """
+    import torch
+
+    from detector.machines import MachineNet
+
+    net = MachineNet(config, base.class_names, base.trunk)
+    learned = base.learned_state()
+    with torch.no_grad():
+        for name, value in net.learned_state().items():
+            if name.startswith(("machines.", "ridge.")):
+                continue
+            if name not in learned or learned[name].shape != value.shape:
+                raise ValueError(f"--start: expected settings that fit its layers, got others ({name})")
+            value.copy_(learned[name])
+    return net
+
+
+def _examples(net: MachineNet, dataset: Dataset, cache: Path, workers: int) -> Examples:
+    """Compute the proposals and maps that the cache does not hold yet."""
+    from detector.features import FeatureStore
+    from detector.machine_training import Examples
+    from detector.preparation import Caches, prepare
+    from proposals.store import ProposalStore
+
+    proposer = prepare_proposer(net.config.proposals, 1)
+    caches = Caches(ProposalStore(cache / "proposals", proposer), FeatureStore(cache / "maps", net.extractor))
+    check_images(cache, dataset.samples)
+    missing = [sample for sample in dataset.samples if not caches.complete(sample)]
+    if missing:
+        total = len(dataset)
+        with progress_bar(total, "proposals and maps", "image", total - len(missing)) as bar, held_back() as check:
+
+            def report(count: int) -> None:
+                bar.update(count)
+                check()
+
+            prepare(missing, caches, workers, report)
+    return Examples(net, dataset.samples, caches)
+
+
+def _fit(examples: Examples) -> None:
+    """Fit machines, then regressors if they are asked for, with a bar that counts images."""
+    from detector.machine_training import fit_machines, fit_regressors
+    from detector.mining import MiningRule
+    from detector.svm import LinearSVM
+
+    config = examples.net.config
+    stages: list[tuple[str, int, Any]] = [
+        ("support vector machines", 2, lambda watch: fit_machines(examples, LinearSVM(), MiningRule(), watch))
+    ]
+    if config.box_regression == "ridge":
+        stages.append(("box regressors", 2, lambda watch: fit_regressors(examples, "spp", watch)))
+    for title, passes, fit in stages:
+        with progress_bar(passes * len(examples.samples), title, "image") as bar, held_back() as check:
+
+            def watch(count: int, bar: Any = bar, check: Any = check) -> None:
+                bar.update(count)
+                check()
+
+            fit(watch)
