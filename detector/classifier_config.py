@@ -19,7 +19,9 @@ class ClassifierConfig:
     """Name every setting of a classifier; a checkpoint carries its own copy.
 
     trunk, layer: the convolutional layers, and which of their outputs is pooled; empty means the trunk's last one.
-    pretrained: start from the trunk's published ImageNet weights; else from random ones.
+    pretrained: start from the trunk's published ImageNet weights; else from random ones that depend on the seed alone.
+    weights: a safetensors file to take the trunk's weights from instead; loading the classifier needs it again, at this
+    path (`detector.backbones.build_trunk` says what it must hold).
     levels, pooling: of the pyramid over the view, `max` or `average`; (4, 2, 1) has 21 bins, (6, 3, 2, 1) 50.
     normalise: scale every vector to length 1 (L2) before the head.
     head: `svm`, a linear support vector machine for each class, or `fc`, fully connected layers: one, or with `hidden`
@@ -60,6 +62,7 @@ class ClassifierConfig:
     weight_decay: float = 0.05
     average: float = 0.99
     holdout: float = 0.0
+    weights: str = ""
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -40,7 +40,7 @@ class LookExtractor:
         config, trunk = self.model.config, self.model.trunk
         layer = self.model.tap.layer
         named = {"format": 1, "trunk": trunk.name, "layer": layer, "views": config.views, "side": config.side}
-        return named if config.pretrained else named | {"pretrained": False, "seed": config.seed}
+        return named | ({"origin": trunk.origin} if trunk.origin else {})
 
     def __call__(self, image: Tensor) -> tuple[FeatureMap, ...]:
         """Return one map per look at a (3, H, W) uint8 image."""

@@ -34,6 +34,9 @@ class Config:
     `ridge` regressors, the `joint` layer or `none`, as `box_regression` says (`detector.machines`).
     trunk, layers: the convolutional layers and which of their outputs are used, finest first; no layers named, as for
     every trunk but EfficientNet-Lite, means the trunk's usual ones (`detector.backbones`).
+    pretrained: take the trunk's published ImageNet weights; else random ones that depend on the seed alone.
+    weights: a safetensors file to take the trunk's weights from instead; loading the detector needs it again, at this
+    path (`detector.backbones.build_trunk` says what it must hold).
     shorter, longest: pixels of the resized image's shorter side, and the most its longer side may have.
     scales: shorter sides at which an image is looked at when there are several; empty for `shorter` alone.
     scale_rule: how each region chooses among them: `area` (paper) or `side` (the authors' code), see `detector.scales`.
@@ -62,6 +65,8 @@ class Config:
     box_regression: str = "ridge"
     trunk: str = "efficientnet_lite0"
     layers: tuple[str, ...] = ("blocks.4", "blocks.6")
+    pretrained: bool = True
+    weights: str = ""
     shorter: int = 576
     longest: int = 1152
     scales: tuple[int, ...] = ()

@@ -59,6 +59,7 @@ class CropCaches:
                 config.flip,
             ],
             "overlaps": [config.positive_iou, *config.negative_iou],
+            **({"origin": trunk.origin} if trunk.origin else {}),
         }
         return self.folder / settings_key(key) / f"{sample.image_id}.safetensors"
 

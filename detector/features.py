@@ -51,13 +51,14 @@ class Extractor:
     def settings(self) -> Mapping[str, Any]:
         """Name everything that shapes the maps; its hash keys the cache."""
         layers = [tap.layer for tap in self.trunk.taps]
-        return {
+        named = {
             "format": FORMAT,
             "trunk": self.trunk.name,
             "layers": layers,
             "shorter": self.shorter,
             "longest": self.longest,
         }
+        return named | ({"origin": self.trunk.origin} if self.trunk.origin else {})
 
     def pixels(self, image: Tensor) -> Tensor:
         """Return what the trunk reads of a (3, H, W) uint8 image: resized, normalised, padded, (1, 3, H', W')."""

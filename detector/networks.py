@@ -7,7 +7,8 @@ safetensors file of the user's (`load_weights`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -126,10 +127,11 @@ def randomise(model: nn.Module, seed: int = SEED) -> None:
                     module.bias.zero_()
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
+def load_weights(model: nn.Module, path: Path, needed: Sequence[str] | None = None) -> None:
     """Load a safetensors file with all of a network's weights, by their names.
 
     model: the network itself, such as `trunk.model`. Half precision is widened.
+    needed: the names that are loaded; the file may hold others then. None for all, and no others.
     Raises FileNotFoundError if the file is not there; ValueError that names it if it is damaged, or if its names or
     shapes are not those of the network. The network is unchanged then.
     """
@@ -141,9 +143,18 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise ValueError(f"{path}: expected a whole safetensors file, got a damaged one ({error})") from error
     own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     got = {name: tuple(value.shape) for name, value in state.items()}
-    for name in sorted(own.keys() | got.keys()):
+    for name in sorted(own.keys() | got.keys()) if needed is None else needed:
         if own.get(name) != got.get(name):
             if name not in own:
                 raise ValueError(f"{path}: expected weights of {', '.join(own)} alone, got {name} as well")
             raise ValueError(f"{path}: expected {name} of shape {own[name]}, got {got.get(name, 'nothing')}")
-    model.load_state_dict(state)
+    model.load_state_dict(state if needed is None else {name: state[name] for name in needed}, strict=needed is None)
+
+
+def content_key(path: Path) -> str:
+    """Return 16 hexadecimal digits that stand for a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:16]

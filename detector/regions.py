@@ -26,6 +26,11 @@ from .structures import BoxScores, Detections, FeatureMap, Seconds, Size, check_
 from .timing import measure
 
 
+def _build_trunk(config: Config) -> Trunk:
+    """Build the trunk, which is not saved: the same one is built again when the detector is loaded."""
+    return build_trunk(config.trunk, config.layers, config.pretrained, config.seed, config.weights)
+
+
 class RegionDetector(nn.Module):
     """Find objects in images, given proposals.
 
@@ -37,7 +42,7 @@ class RegionDetector(nn.Module):
         super().__init__()
         self.config = config
         self.class_names = tuple(class_names)
-        self.trunk = trunk or build_trunk(config.trunk, config.layers)
+        self.trunk = trunk or _build_trunk(config)
         self.trunk.to(memory_format=torch.channels_last)
         channels = [tap.channels for tap in self.trunk.taps]
         self.reduction = Reduction(channels, config.channels)

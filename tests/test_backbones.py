@@ -76,8 +76,7 @@ def test_lite0_with_its_published_weights_equals_timm() -> None:
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_large", "alexnet"])
 def test_taps_are_the_outputs_of_the_layers_they_name(name: str) -> None:
-    torch.manual_seed(3)
-    trunk = build_trunk(name, pretrained=False)
+    trunk = build_trunk(name, pretrained=False, seed=3)
     torch.manual_seed(3)
     model = torchvision.models.get_model(name).eval()
     outputs: dict[str, Tensor] = {}

@@ -190,6 +190,36 @@ def test_the_recipes_that_come_with_the_source_can_be_read() -> None:
         assert {key: read[key] for key in written} == written
 
 
+# What He et al. 2015 say of detection (section 4, appendix A), and what turns off that which they do not have.
+PAPER: dict[str, Any] = {
+    "detector": "sppnet", "shorter": 688, "scales": (), "scale_rule": "area", "projection": "paper",
+    "levels": (6, 3, 2, 1), "positive_fraction": 0.25, "positive_iou": 0.5, "negative_iou": (0.1, 0.5), "nms": 0.3,
+    "max_proposals": 2000, "proposals": "fast", "cascade": 0, "rank_prior": 0.0, "vote": 1.0, "region_mean": False,
+    "repeat_below": 0.0, "average": 0.0, "weights": "",
+}  # fmt: skip
+# Name of a recipe -> trunk, layers, whether its weights are published, channels and hidden units.
+PAPER_TRUNKS: dict[str, tuple[Any, ...]] = {
+    "zf5": ("zf5", (), False, 256, 4096),
+    "alexnet": ("alexnet", (), True, 256, 4096),
+    "vgg16": ("vgg16", (), True, 512, 4096),
+    "lite0": ("efficientnet_lite0", ("blocks.4", "blocks.6"), True, 64, 1024),
+}
+
+
+def test_the_paper_s_recipes_have_its_values() -> None:
+    folder = Path(__file__).resolve().parent.parent / "configs"
+    assert {path.stem for path in folder.glob("paper-*.yaml")} == {f"paper-{name}" for name in PAPER_TRUNKS}
+    for name, expected in PAPER_TRUNKS.items():
+        path = folder / f"paper-{name}.yaml"
+        config = load_config(path)
+        assert {key: getattr(config, key) for key in PAPER} == PAPER
+        assert (config.trunk, config.layers, config.pretrained, config.channels, config.hidden) == expected
+        text = path.read_text(encoding="utf-8")
+        (five,) = (line for line in text.splitlines() if "scales: [" in line)
+        assert load_config(path, [f"scales={five.partition('scales: ')[2]}"]).scales == (480, 576, 688, 864, 1200)
+        assert config.longest >= 2 * config.shorter, "no photo of usual aspect may be cut short"
+
+
 def test_another_trunk_has_its_usual_layers_unless_some_are_named() -> None:
     assert load_config(None, ["trunk=resnet18"]).layers == ()
     assert load_config(None, ["trunk=resnet18", "layers=[layer3]"]).layers == ("layer3",)
