@@ -21,7 +21,7 @@ from .config import Config
 from .engines import choose_engine, fast_layers
 from .features import values_key
 from .heads import PyramidHead, Reduction
-from .selection import select, weigh_by_rank
+from .selection import Scored, collect, select, weigh_by_rank
 from .structures import BoxScores, Detections, FeatureMap, Seconds, Size, check_boxes
 from .timing import measure
 
@@ -139,9 +139,24 @@ class RegionDetector(nn.Module):
             refined[ranks, label] = clip_boxes_to_image(decode(boxes[ranks], deltas[:, label].cpu()), size)
         return boxes, scores, refined
 
-    def consider(self, image: Tensor, boxes: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    @torch.inference_mode()
+    def collect(self, image: Tensor, proposals: Proposals, min_score: float, seconds: Seconds | None = None) -> Scored:
+        """Return what `predict` suppresses: refined boxes (N, 4), scores (N,) >= min_score and labels (N,).
+
+        They are in the order of the proposals, on the CPU; a proposal comes once for each class of that score.
+        """
+        boxes = proposals.boxes[: self.config.max_proposals]
+        ranks, (probabilities, deltas) = self.consider(image, boxes, seconds)
+        size = (int(image.shape[1]), int(image.shape[2]))
+        with measure(seconds, "select"):
+            weighed = weigh_by_rank(probabilities.cpu(), self.config.rank_prior, ranks)
+            return collect(boxes[ranks], weighed, deltas.cpu(), size, min_score)
+
+    def consider(
+        self, image: Tensor, boxes: Tensor, seconds: Seconds | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Return which of (R, 4) boxes, best first, are classified, and their probabilities and deltas."""
-        return torch.arange(len(boxes)), self.score_image(image, boxes)
+        return torch.arange(len(boxes)), self.score_image(image, boxes, seconds)
 
     def choose(
         self,
@@ -165,20 +180,10 @@ class RegionDetector(nn.Module):
         boxes: (R, 4) float32 xyxy pixels of the image, of positive width and height, not wholly outside the image.
         Raises ValueError for other boxes.
         """
-        height, width = image.shape[1:]
-        check_boxes(boxes)
-        outside = (boxes[:, :2] >= boxes.new_tensor([width, height])).any(1) | (boxes[:, 2:] <= 0).any(1)
-        bad = outside | (boxes[:, 2:] <= boxes[:, :2]).any(1)
-        if bool(bad.any()):
-            got = [round(v, 2) for v in boxes[bad][0].tolist()]
-            where = f"{width} x {height} pixels"
-            raise ValueError(f"expected boxes [x1, y1, x2, y2] of positive size in {where}, got {got}")
+        check_given(boxes, image)
         probabilities, deltas = self.score_image(image, boxes, seconds)
         with measure(seconds, "select"):
-            best = probabilities[:, :-1].argmax(dim=1)
-            refined = decode(boxes, deltas[torch.arange(len(boxes)), best].cpu())
-            limit = refined.new_tensor([width, height, width, height])
-            refined = refined.clamp(min=0).minimum(limit)
+            refined = refine_given(boxes, probabilities[:, :-1].argmax(dim=1), deltas, image)
         return BoxScores(boxes, probabilities.cpu(), refined, self.class_names)
 
     def learned_parameters(self) -> dict[str, nn.Parameter]:
@@ -192,3 +197,26 @@ class RegionDetector(nn.Module):
     def fingerprint(self) -> str:
         """Return 16 hexadecimal digits that stand for the values of the learned layers."""
         return values_key(self.learned_state())
+
+
+def check_given(boxes: Tensor, image: Tensor) -> None:
+    """Raise ValueError unless boxes that a user brought are (R, 4) float32, of positive size and not outside the image.
+
+    image: (3, H, W).
+    """
+    height, width = image.shape[1:]
+    check_boxes(boxes)
+    outside = (boxes[:, :2] >= boxes.new_tensor([width, height])).any(1) | (boxes[:, 2:] <= 0).any(1)
+    bad = outside | (boxes[:, 2:] <= boxes[:, :2]).any(1)
+    if bool(bad.any()):
+        got = [round(v, 2) for v in boxes[bad][0].tolist()]
+        where = f"{width} x {height} pixels"
+        raise ValueError(f"expected boxes [x1, y1, x2, y2] of positive size in {where}, got {got}")
+
+
+def refine_given(boxes: Tensor, labels: Tensor, deltas: Tensor, image: Tensor) -> Tensor:
+    """Correct (R, 4) boxes by the deltas (R, K, 4) of their labels (R,), and clip them to the (3, H, W) image."""
+    height, width = image.shape[1:]
+    refined = decode(boxes, deltas[torch.arange(len(boxes)), labels].cpu())
+    limit = refined.new_tensor([width, height, width, height])
+    return refined.clamp(min=0).minimum(limit)

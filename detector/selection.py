@@ -10,20 +10,37 @@ from .boxes import decode
 from .config import Config
 from .structures import Size
 
+Scored = tuple[Tensor, Tensor, Tensor]  # boxes (N, 4), scores (N,), labels (N,)
 
-def select(
-    boxes: Tensor, probabilities: Tensor, deltas: Tensor, size: Size, config: Config
-) -> tuple[Tensor, Tensor, Tensor]:
+
+def select(boxes: Tensor, probabilities: Tensor, deltas: Tensor, size: Size, config: Config) -> Scored:
     """Select the detections of one image.
 
     boxes: (R, 4) float32. probabilities: (R, K + 1), background last. deltas: (R, K, 4). size: (height, width).
     Returns boxes (D, 4), scores (D,) and labels (D,), best score first, equal scores in the order of the regions.
     """
-    rows, labels = (probabilities[:, :-1] >= config.min_score).nonzero(as_tuple=True)
+    return suppress(collect(boxes, probabilities, deltas, size, config.min_score), size, config)
+
+
+def collect(boxes: Tensor, probabilities: Tensor, deltas: Tensor, size: Size, min_score: float) -> Scored:
+    """Return every region, once per class that it has at least this score of, corrected for it and clipped.
+
+    The arguments are those of `select`. Returns boxes (N, 4), scores (N,) and labels (N,) in the order of the regions,
+    without those of which nothing lies inside the image.
+    """
+    rows, labels = (probabilities[:, :-1] >= min_score).nonzero(as_tuple=True)
     scores = probabilities[rows, labels]
     refined = clip_boxes_to_image(decode(boxes[rows], deltas[rows, labels]), size)
     solid = ((refined[:, 2:] - refined[:, :2]) > 0).all(dim=1)
-    refined, scores, labels = refined[solid], scores[solid], labels[solid]
+    return refined[solid], scores[solid], labels[solid]
+
+
+def suppress(candidates: Scored, size: Size, config: Config) -> Scored:
+    """Leave the detections of one image among boxes (N, 4), scores (N,) and labels (N,): NMS per class, then voting.
+
+    Returns boxes (D, 4), scores (D,) and labels (D,), best score first, equal scores in the order given.
+    """
+    refined, scores, labels = candidates
     order = scores.argsort(descending=True, stable=True)
     refined, scores, labels = refined[order], scores[order], labels[order]
     kept = batched_nms(refined, scores, labels, config.nms)
@@ -46,7 +63,7 @@ def weigh_by_rank(probabilities: Tensor, prior: float, ranks: Tensor | None = No
     return torch.cat([probabilities[:, :-1] * weights[:, None], probabilities[:, -1:]], dim=1)
 
 
-def vote(boxes: Tensor, labels: Tensor, candidates: tuple[Tensor, Tensor, Tensor], iou: float) -> Tensor:
+def vote(boxes: Tensor, labels: Tensor, candidates: Scored, iou: float) -> Tensor:
     """Average every kept box with its class's candidates of at least this IoU, weighted by score.
 
     Gidaris and Komodakis 2015, section 5 (box voting). boxes: (D, 4). candidates: boxes, scores, labels before NMS.

@@ -92,11 +92,14 @@ class SPPNet(RegionDetector):
             return self.shortlist(pyramid, boxes, seconds)
         return torch.arange(len(boxes))
 
-    def consider(self, image: Tensor, boxes: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def consider(
+        self, image: Tensor, boxes: Tensor, seconds: Seconds | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Return which of (R, 4) boxes, best first, are classified, and their probabilities and deltas."""
-        pyramid = self.feature_maps(image)
-        ranks = self.rank_shortlisted(pyramid, boxes)
-        return ranks, self.score(pyramid, boxes[ranks])
+        with measure(seconds, "conv"):
+            pyramid = self.feature_maps(image)
+        ranks = self.rank_shortlisted(pyramid, boxes, seconds)
+        return ranks, self.score(pyramid, boxes[ranks], seconds)
 
     def shortlist(self, pyramid: FeaturePyramid, boxes: Tensor, seconds: Seconds | None = None) -> Tensor:
         """Choose the regions that the large layers look at: those of the `cascade` windows of the best class scores.

@@ -188,7 +188,8 @@ def test_mistakes_are_told_in_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     draw_kinds(Path("kinds"), 1)
-    result = evaluate("--model", model, "--data", "folder:kinds", *arguments)
+    named = () if "--model" in arguments else ("--model", model)
+    result = evaluate(*named, "--data", "folder:kinds", *arguments)
     assert (result.exit_code, result.stdout) == (code, "")
     lines = [line for line in result.stderr.splitlines() if line.startswith("sppnet: ")]
     assert len(lines) == 1

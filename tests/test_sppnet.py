@@ -33,7 +33,7 @@ HEIGHT, WIDTH = 100, 170
 def trunk() -> Trunk:
     with torch.random.fork_rng():
         torch.manual_seed(11)
-        return build_trunk("resnet18", LAYERS, pretrained=False)
+        return build_trunk("resnet18", LAYERS, pretrained=False, seed=11)
 
 
 def build(trunk: Trunk, config: Config = CONFIG) -> SPPNet:

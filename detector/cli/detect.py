@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +15,12 @@ import click
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from detector.regions import RegionDetector
     from detector.structures import BoxScores, Detections, Seconds
     from proposals.given import GivenBoxes
     from proposals.structures import Proposer
 
     from .inputs import PictureNames
+    from .models import Model
 
 _STAGES = ("proposals", "warp", "conv", "pool", "fc", "select", "total")
 _log = logging.getLogger(__name__)
@@ -31,7 +32,14 @@ _log = logging.getLogger(__name__)
 @click.option("--score", type=click.FloatRange(0, 1), help="Least score of a detection [default: the model's choice].")
 @click.option("--proposals", metavar="NAME", help="How regions are proposed [default: as the model was trained].")
 @click.option("--max-proposals", type=click.IntRange(1), help="Most regions of an image [default: the model's, 2000].")
-@click.option("--model", default="voc-lite0", show_default=True, metavar="NAME|FILE", help="A shipped model or a file.")
+@click.option(
+    "--model",
+    multiple=True,
+    default=("voc-lite0",),
+    show_default=True,
+    metavar="NAME|FILE",
+    help="A shipped model or a file; several are combined.",
+)
 @click.option("--boxes", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Score these boxes (JSON).")
 @click.option(
     "--engine", default="auto", show_default=True, help="How it computes: eager, onednn, ... [detector.engines]"
@@ -47,7 +55,7 @@ def detect(
     score: float | None,
     proposals: str | None,
     max_proposals: int | None,
-    model: str,
+    model: tuple[str, ...],
     boxes: Path | None,
     engine: str,
     device: str,
@@ -63,6 +71,9 @@ def detect(
     and the seconds that each stage took; it is written when all images are done. The picture of STEM.png is
     DIR/STEM.png, that of any other file DIR/STEM.jpg, and DIR/STEM-2.jpg if that name is taken.
 
+    Several --model that know the same classes work together, as `sppnet evaluate` says; boxes that are given then get
+    the mean of their probabilities.
+
     --boxes takes {"cat.jpg": [[x1, y1, x2, y2], ...], ...} or a COCO-style list of {"image_id" or "file_name",
     "bbox": [x, y, width, height]}. Images are matched by path, file name or stem. Every box comes back, in its order
     and whatever its score, with the probability of each class; --score and --proposals do not apply.
@@ -75,8 +86,9 @@ def detect(
     from proposals.given import read_boxes
 
     from .inputs import PictureNames, find_images
+    from .models import prepare_proposers
     from .options import check_device, use_threads
-    from .progress import announce_compiling, prepare_proposer
+    from .progress import announce_compiling
 
     files, problems = find_images(paths)
     if not files:
@@ -87,7 +99,7 @@ def detect(
     out.mkdir(parents=True, exist_ok=True)
     cores = use_threads(threads)
     net = _load(model, (check_device(device), engine), score, max_proposals)
-    proposer = None if given else prepare_proposer(proposals or net.config.proposals, cores)
+    proposer = None if given else prepare_proposers(net, proposals, cores)
     if given:
         announce_compiling()
     job = _Job(net, proposer, given, net.readable_score if score is None else score)
@@ -96,13 +108,14 @@ def detect(
     ctx.exit(1 if failed else 0)
 
 
-def _load(model: str, where: tuple[str, str], score: float | None, max_proposals: int | None) -> RegionDetector:
-    """Load a detector; let it return what the options ask for."""
-    from detector.checkpoints import load_detector
+def _load(models: Sequence[str], where: tuple[str, str], score: float | None, max_proposals: int | None) -> Model:
+    """Load a detector, or several as one; let it return what the options ask for."""
+    from .models import load_models, members
 
-    net = load_detector(model, *where)
-    least = net.config.min_score if score is None else min(score, net.config.min_score)
-    net.config = replace(net.config, min_score=least, max_proposals=max_proposals or net.config.max_proposals)
+    net = load_models(models, *where)
+    for part in members(net):
+        least = part.config.min_score if score is None else min(score, part.config.min_score)
+        part.config = replace(part.config, min_score=least, max_proposals=max_proposals or part.config.max_proposals)
     return net
 
 
@@ -154,7 +167,7 @@ def _picture(image: Tensor, found: Detections | BoxScores) -> Tensor:
 class _Job:
     """Hold what every image is processed with; either a proposer or boxes are given."""
 
-    net: RegionDetector
+    net: Model
     proposer: Proposer | None
     given: GivenBoxes | None
     score: float

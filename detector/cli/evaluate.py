@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .folders import check_images, check_writable
-from .interrupts import held_back
+from .folders import check_writable
 from .measuring import Measured, Measures, measure, parse_measures, write_measured
-from .progress import prepare_proposer, progress_bar
+from .models import detect_photos, load_models, open_source, prepare_proposers, single_model
 
 if TYPE_CHECKING:
-    from detector.datasets import Dataset, Sample
-    from detector.regions import RegionDetector
-    from detector.structures import Detections
-    from proposals.structures import Proposals, Proposer
+    from detector.datasets import Dataset
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _UNFINISHED = "unfinished.jsonl"
@@ -28,7 +24,14 @@ _UNFINISHED = "unfinished.jsonl"
 @click.option(
     "--task", type=click.Choice(["detect", "classify"]), default="detect", show_default=True, help="What to measure."
 )
-@click.option("--model", default="voc-lite0", show_default=True, metavar="NAME|FILE", help="A shipped model or a file.")
+@click.option(
+    "--model",
+    multiple=True,
+    default=("voc-lite0",),
+    show_default=True,
+    metavar="NAME|FILE",
+    help="A shipped model or a file; several are combined.",
+)
 @click.option("--data", multiple=True, required=True, metavar="DATA", help="Annotated photos; may be repeated.")
 @click.option(
     "--detections",
@@ -65,7 +68,7 @@ _UNFINISHED = "unfinished.jsonl"
 def evaluate(
     context: click.Context,
     task: str,
-    model: str,
+    model: tuple[str, ...],
     data: tuple[str, ...],
     detections: Path | None,
     metric: str,
@@ -89,6 +92,10 @@ def evaluate(
     DATA is voc:ROOT:SPLIT, where ROOT holds JPEGImages, Annotations and ImageSets/Main/SPLIT.txt, or
     coco:JSON:IMAGES. Several are evaluated as one list of photos. Classes are matched by name (airplane is
     aeroplane), and objects of classes that the model does not have are ignored.
+
+    Several --model that know the same classes work together: each scores all proposals, and suppression chooses among
+    what all of them found, by the settings of the first. They are given the same proposals, or each its own kind if
+    they were trained with different ones.
 
     --detections is a COCO results JSON, a folder of VOC's compN_det_SPLIT_CLASS.txt, or a detections.json of this
     program. The classes are then those of DATA, or those of --model if it is named, and the photos need not be there.
@@ -123,7 +130,8 @@ def evaluate(
     if task == "classify":
         chosen = context.get_parameter_source("metric") == click.core.ParameterSource.COMMANDLINE
         asked_for = (data, metric if chosen else None, (views, side), out, interval)
-        _classify(model if named else None, (check_device(device), engine), threads, asked_for)
+        one = single_model(model, "with --task classify") if named else None
+        _classify(one, (check_device(device), engine), threads, asked_for)
         return
     asked = parse_measures(metric, iou, strict, coco_program, interval)
     if export and out is None:
@@ -134,13 +142,14 @@ def evaluate(
             check_writable(folder, option)
     cores = use_threads(threads)
     if detections is not None:
-        measured, dataset = _measure_file(detections, data, model if named else None, asked, errors)
+        one = single_model(model, "with --detections") if named else None
+        measured, dataset = _measure_file(detections, data, one, asked, errors)
         facts = [("Detections", str(detections)), ("Data", ", ".join(data))]
     else:
         measured, dataset = _measure_model(
             _Run(model, engine, device, cores, proposals), data, asked, errors, (cache, out)
         )
-        facts = [("Model", model), ("Data", ", ".join(data))]
+        facts = [("Model" if len(model) == 1 else "Models", ", ".join(model)), ("Data", ", ".join(data))]
     if out is not None:
         facts += [("Photos", str(len(dataset))), ("Objects", str(sum(map(len, dataset.truths))))]
         _write(measured, dataset, facts, out, export)
@@ -162,9 +171,9 @@ def _classify(model: str | None, where: tuple[str, str], threads: int | None, as
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """Hold how a model is run."""
+    """Hold how models are run."""
 
-    model: str
+    models: tuple[str, ...]
     engine: str
     device: str
     cores: int
@@ -204,17 +213,15 @@ def _measure_model(
     run: _Run, data: Sequence[str], asked: Measures, errors: bool, folders: tuple[Path | None, Path | None]
 ) -> tuple[Measured, Dataset]:
     """Detect and measure. folders: where proposals are kept and where results go."""
-    from detector.checkpoints import load_detector
-
     from .failing import explain
 
     cache, out = folders
-    net = load_detector(run.model, run.device, run.engine)
-    proposer = prepare_proposer(run.proposals or net.config.proposals, run.cores)
+    net = load_models(run.models, run.device, run.engine)
+    proposer = prepare_proposers(net, run.proposals, run.cores)
     dataset = _open(data, net.class_names)
-    source = _source(proposer, cache, dataset.samples)
+    source = open_source(proposer, cache, dataset.samples)
     try:
-        found = _detect(net, dataset.samples, proposer, source, out)
+        found = detect_photos(net, dataset.samples, proposer, source, out / _UNFINISHED if out else None)
         measured = measure(found, dataset, asked)
         if errors:
             report, pictures = explain(found, dataset, asked.rules, (net, source))
@@ -223,67 +230,6 @@ def _measure_model(
         click.echo("stopped; the same command continues" if out else "stopped; with --out it could continue", err=True)
         raise
     return measured, dataset
-
-
-def _source(proposer: Proposer, cache: Path | None, samples: Sequence[Sample]) -> Callable[[Sample], Proposals]:
-    """Return what gives the proposals of a photo, from the cache if there is one."""
-    from detector.images import read_image
-    from proposals.store import ProposalStore
-
-    if cache is None:
-        return lambda sample: proposer(read_image(sample.path), sample.path)
-    check_images(cache, samples)
-    store = ProposalStore(cache / "proposals", proposer)
-    return lambda sample: store.get(sample.image_id, read_image(sample.path), sample.path)
-
-
-def _detect(
-    net: RegionDetector,
-    samples: Sequence[Sample],
-    proposer: Proposer,
-    source: Callable[[Sample], Proposals],
-    out: Path | None,
-) -> list[Detections]:
-    """Detect in every photo; with a folder for results, go on where a stopped evaluation was."""
-    from detector.features import settings_key
-    from detector.images import read_image
-    from detector.journal import Journal
-
-    work = {
-        "model": net.fingerprint(),
-        "settings": net.settings,
-        "engine": net.engine.name,
-        "proposals": dict(proposer.settings),
-    }
-    journal = Journal(out / _UNFINISHED, settings_key(work)) if out else None
-    done = sum(str(sample.path) in journal.items for sample in samples) if journal else 0
-    found = []
-    with progress_bar(len(samples), "detecting", "image", done) as bar, held_back() as check:
-        for sample in samples:
-            check()
-            row = journal.items.get(str(sample.path)) if journal else None
-            if row is None:
-                row = _freeze(net.predict(read_image(sample.path), source(sample)))
-                if journal:
-                    journal.add(str(sample.path), row)
-                bar.update(1)
-            found.append(_thaw(row, net.class_names))
-    return found
-
-
-def _freeze(found: Detections) -> list[Any]:
-    """Return detections as plain numbers; every float32 survives exactly."""
-    return [found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), list(found.size)]
-
-
-def _thaw(row: list[Any], class_names: tuple[str, ...]) -> Detections:
-    import torch
-
-    from detector.structures import Detections
-
-    boxes = torch.tensor(row[0], dtype=torch.float32).reshape(-1, 4)
-    scores, labels = torch.tensor(row[1], dtype=torch.float32), torch.tensor(row[2], dtype=torch.int64)
-    return Detections(boxes, scores, labels, (row[3][0], row[3][1]), class_names)
 
 
 def _write(

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from detector.datasets import Dataset, Sample
     from detector.evaluation import Candidates, ErrorReport, Mistake, Rules
     from detector.evaluation_report import Picture
-    from detector.regions import RegionDetector
     from detector.structures import Detections
     from proposals.structures import Proposals
+
+    from .models import Model
 
 Propose = Callable[["Sample"], "Proposals"]
 _MOST, _PER_IMAGE = 12, 2  # pictures of each kind, and of one photo among them
@@ -30,7 +31,7 @@ def explain(
     detections: Sequence[Detections],
     dataset: Dataset,
     rules: Rules,
-    asked: tuple[RegionDetector, Propose] | None,
+    asked: tuple[Model, Propose] | None,
 ) -> tuple[ErrorReport, list[Picture]]:
     """Say why detections failed, print what each cause costs, and draw the worst misses and false alarms.
 
@@ -84,7 +85,7 @@ def choose_worst(mistakes: Sequence[Mistake]) -> list[Mistake]:
     return chosen
 
 
-def _candidates(net: RegionDetector, propose: Propose, sample: Sample) -> Candidates:
+def _candidates(net: Model, propose: Propose, sample: Sample) -> Candidates:
     from detector.evaluation import Candidates
     from detector.images import read_image
 
