@@ -30,8 +30,9 @@ class Config:
     """Name every setting; a checkpoint carries its own copy.
 
     detector: `sppnet`, `rcnn`, which shows the trunk every proposal as a crop of its own, or `svm`, the layers of a
-    trained sppnet with support vector machines behind `svm_layer` (`pool5`, `fc6` or `fc7`) and boxes corrected by
-    `ridge` regressors, the `joint` layer or `none`, as `box_regression` says (`detector.machines`).
+    trained sppnet with support vector machines (`detector.machines`).
+    svm_layer, box_regression: of `svm`: what the machines read, `pool5`, `fc6` or `fc7`, and what corrects boxes, `ridge`
+    regressors, the `joint` layer or `none`.
     trunk, layers: the convolutional layers and which of their outputs are used, finest first; no layers named, as for
     every trunk but EfficientNet-Lite, means the trunk's usual ones (`detector.backbones`).
     pretrained: take the trunk's published ImageNet weights; else random ones that depend on the seed alone.
@@ -61,8 +62,6 @@ class Config:
     """
 
     detector: str = "sppnet"
-    svm_layer: str = "fc7"
-    box_regression: str = "ridge"
     trunk: str = "efficientnet_lite0"
     layers: tuple[str, ...] = ("blocks.4", "blocks.6")
     pretrained: bool = True
@@ -76,6 +75,8 @@ class Config:
     channels: int = 64
     levels: tuple[int, ...] = (6, 3, 2, 1)
     hidden: int = 1024
+    svm_layer: str = "fc7"
+    box_regression: str = "ridge"
     cascade: int = 300
     proposals: str = "fast"
     max_proposals: int = 2000

@@ -192,7 +192,7 @@ def test_what_the_race_counts() -> None:
 def test_a_map_of_its_own_leaves_no_use_for_a_mean_over_the_region() -> None:
     with pytest.raises(ValueError, match="expected no region_mean for rcnn"):
         dataclasses.replace(CONFIG, region_mean=True)
-    with pytest.raises(ValueError, match="expected a detector among sppnet, rcnn, got 'fast'"):
+    with pytest.raises(ValueError, match="expected a detector among sppnet, rcnn, svm, got 'fast'"):
         dataclasses.replace(CONFIG, detector="fast")
 
 
