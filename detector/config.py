@@ -31,8 +31,8 @@ class Config:
 
     detector: `sppnet`, `rcnn`, which shows the trunk every proposal as a crop of its own, or `svm`, the layers of a
     trained sppnet with support vector machines (`detector.machines`).
-    svm_layer, box_regression: of `svm`: what the machines read, `pool5`, `fc6` or `fc7`, and what corrects boxes, `ridge`
-    regressors, the `joint` layer or `none`.
+    svm_layer, box_regression: of `svm`: what the machines read, `pool5`, `fc6` or `fc7`, and what corrects boxes,
+    `ridge` regressors, the `joint` layer or `none`.
     trunk, layers: the convolutional layers and which of their outputs are used, finest first; no layers named, as for
     every trunk but EfficientNet-Lite, means the trunk's usual ones (`detector.backbones`).
     pretrained: take the trunk's published ImageNet weights; else random ones that depend on the seed alone.
