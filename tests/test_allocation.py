@@ -54,7 +54,7 @@ def test_pages_are_not_cleared_again(mebibytes: int, where: str) -> None:
         for told in ("leave", "keep")
     )
     assert fresh >= 8 * mebibytes / 2
-    assert reused < fresh / 10
+    assert reused < fresh / 6  # a small piece may lie in the hole of one of the eight, which then needs another
 
 
 KERNELS = """

@@ -210,7 +210,7 @@ def test_photos_that_are_held_out_are_measured(quick: Path) -> None:
         (["--detector", "rcnn", "--set", "region_mean=true"], 1, "expected no region_mean for rcnn"),
         (["--detector", "rcnn", "--set", "crops_per_image=0"], 1, "expected crops_per_image of at least 1, got 0"),
         (["--detector", "fast"], 2, "'--detector': 'fast' is not one of 'sppnet', 'rcnn'"),
-        (["--set", "detector=fast"], 1, "expected a detector among sppnet, rcnn, got 'fast'"),
+        (["--set", "detector=fast"], 1, "expected a detector among sppnet, rcnn, svm, got 'fast'"),
     ],
 )
 def test_mistakes_are_told_in_one_line(quick: Path, arguments: list[str], code: int, message: str) -> None:
