@@ -40,7 +40,7 @@ def faults():
 torch.set_num_threads(1)
 for _ in range(6):  # small pieces settle into holes of their own first
     faults()
-print(faults())
+print(sorted(faults() for _ in range(9))[4])  # the heap grows by one more piece now and then
 """
 
 
@@ -54,7 +54,7 @@ def test_pages_are_not_cleared_again(mebibytes: int, where: str) -> None:
         for told in ("leave", "keep")
     )
     assert fresh >= 8 * mebibytes / 2
-    assert reused < fresh / 6  # a small piece may lie in the hole of one of the eight, which then needs another
+    assert reused < fresh / 10
 
 
 KERNELS = """
