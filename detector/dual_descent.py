@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import numba
 import numpy as np
-import torch
 from numpy.typing import NDArray
+
+from .threads import use_threads_of_torch
 
 # Sums may be split into vector lanes and fused with their products; NaN and infinity stay what they are.
 _FAST = {"reassoc", "contract", "nsz"}
@@ -123,11 +124,6 @@ class GramDescent:
         factors = self.alpha * self.signs
         intercepts = factors.sum(axis=1) * self.bounds.bias**2
         return combine(factors, self.features).astype(np.float32), intercepts.astype(np.float32)
-
-
-def use_threads_of_torch() -> None:
-    """Let numba use as many threads as torch; where both share OpenMP, numba would change torch's number otherwise."""
-    numba.set_num_threads(min(torch.get_num_threads(), int(getattr(numba.config, "NUMBA_NUM_THREADS", 1))))
 
 
 def inner_products(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float64]:

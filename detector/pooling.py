@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_pool
 
+from .threads import use_threads_of_torch
+
 PYRAMID = (6, 3, 2, 1)
 
 
@@ -53,7 +55,7 @@ def spatial_pyramid_pool(
         out = torch.from_numpy(np.empty(shape, dtype=np.float32))
     elif out.shape != shape or not out.is_contiguous() or out.dtype != torch.float32:
         raise ValueError(f"expected contiguous float32 memory of shape {shape}, got {tuple(out.shape)} {out.dtype}")
-    _use_threads_of_torch()
+    use_threads_of_torch()
     _pool(cells.detach().numpy(), table.numpy(), np.asarray(levels, dtype=np.int64), out.numpy())
     return out
 
@@ -66,11 +68,6 @@ def is_compiled() -> bool:
     source, kernel = Path(__file__), cast(Any, _pool)
     compiled = Path(kernel.stats.cache_path).glob(f"{source.stem}.{kernel.__name__}-*.nbi")
     return any(file.stat().st_mtime >= source.stat().st_mtime for file in compiled)
-
-
-def _use_threads_of_torch() -> None:
-    """Let numba use as many threads as torch; where both share OpenMP, numba would change torch's number otherwise."""
-    numba.set_num_threads(min(torch.get_num_threads(), int(getattr(numba.config, "NUMBA_NUM_THREADS", 1))))
 
 
 def _check(values: Tensor, windows: Tensor, levels: tuple[int, ...]) -> None:
@@ -105,7 +102,7 @@ class _PyramidPool(torch.autograd.Function):
         shape = (len(windows), bins(levels), cells.shape[2])
         out, winners = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.int32)
         table = np.asarray(levels, dtype=np.int64)
-        _use_threads_of_torch()
+        use_threads_of_torch()
         _pool_with_winners(cells.detach().numpy(), windows.numpy(), table, out, winners)
         ctx.shape, ctx.winners = cells.shape, winners
         return torch.from_numpy(out)

@@ -25,6 +25,7 @@ ROWS = (
         "files",
         "journal",
         "allocation",
+        "threads",
         "findings",
         "instances",
     },

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+from .interrupts import held_back
+from .progress import progress_bar
 
 
 class Started(Protocol):
@@ -17,6 +21,14 @@ class Started(Protocol):
 
     @property
     def key(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Hold what tells a run without a state from others: its last stage is done in one go."""
+
+    folder: Path
+    key: str
 
 
 def step_on_disk(run: Started, record: Mapping[str, Any]) -> int | None:
@@ -56,12 +68,35 @@ def _difference(path: Path, record: Mapping[str, Any]) -> str:
 
 
 def next_step(model: Path, data: str) -> str:
-    """Return the commands that use a finished model, with a test split of the same data set if it has one."""
+    """Return the commands that use a finished detector, with a test split of the same data set if it has one."""
+    name, test = shlex.quote(str(model)), shlex.quote(test_split(data) or "voc:ROOT:SPLIT")
+    measure = f"sppnet evaluate --model {name} --data {test}"
+    return f"next: {measure}\n   or: sppnet detect PHOTO --model {name} --out found"
+
+
+def test_split(data: str) -> str | None:
+    """Return the name of the test split of a VOC data set other than the one named, None if it has none."""
     kind, _, rest = data.partition(":")
     root, _, split = rest.rpartition(":")
     lists = Path(root) / "ImageSets" / "Main"
     other = next((n for n in ("test", "val") if n != split and (lists / f"{n}.txt").is_file()), None)
-    test = f"voc:{root}:{other}" if kind == "voc" and other else "voc:ROOT:SPLIT"
-    name = shlex.quote(str(model))
-    measure = f"sppnet evaluate --model {name} --data {shlex.quote(test)}"
-    return f"next: {measure}\n   or: sppnet detect PHOTO --model {name} --out found"
+    return f"voc:{root}:{other}" if kind == "voc" and other else None
+
+
+def fill_caches(samples: Sequence[Any], caches: Any, workers: int, title: str) -> None:
+    """Compute what a cache (`detector.preparation.Cache`) does not hold yet of images, with a bar.
+
+    The cache's folder was checked before (`folders.check_images`). Ctrl-C stops between two images.
+    """
+    from detector.preparation import prepare
+
+    missing = [sample for sample in samples if not caches.complete(sample)]
+    if not missing:
+        return
+    with progress_bar(len(samples), title, "image", len(samples) - len(missing)) as bar, held_back() as check:
+
+        def report(count: int) -> None:
+            bar.update(count)
+            check()
+
+        prepare(missing, caches, workers, report)

@@ -13,7 +13,7 @@ import click
 from .folders import check_images, check_writable
 from .interrupts import held_back
 from .progress import prepare_proposer, progress_bar
-from .runs import next_step, step_on_disk
+from .runs import fill_caches, next_step, step_on_disk
 
 if TYPE_CHECKING:
     from detector.config import Config
@@ -220,21 +220,8 @@ class _Job:
 
     def _prepare(self, caches: Caches | CropCaches) -> None:
         """Compute the proposals and maps that the cache does not hold yet."""
-        from detector.preparation import prepare
-
-        samples = self.dataset.samples
-        check_images(self.cache, samples)
-        missing = [sample for sample in samples if not caches.complete(sample)]
-        if not missing:
-            return
-        bar = progress_bar(len(samples), "proposals and maps", "image", len(samples) - len(missing))
-        with bar, held_back() as check:
-
-            def report(count: int) -> None:
-                bar.update(count)
-                check()
-
-            prepare(missing, caches, self.workers, report)
+        check_images(self.cache, self.dataset.samples)
+        fill_caches(self.dataset.samples, caches, self.workers, "proposals and maps")
 
     def _learn(
         self, run: Run, caches: Caches | CropCaches, samples: Sequence[Sample], step: int, save_every: float

@@ -14,7 +14,7 @@ import click
 from .folders import check_images
 from .interrupts import held_back
 from .progress import progress_bar
-from .runs import step_on_disk
+from .runs import RunFolder, fill_caches, step_on_disk, test_split
 
 if TYPE_CHECKING:
     from detector.classification import Classifier
@@ -32,14 +32,6 @@ class Place:
     device: str
     workers: int
     save_every: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Folder:
-    """Hold what tells a run of a head from others: it has no state, since its head learns in one go."""
-
-    folder: Path
-    key: str
 
 
 def train_classifier(
@@ -152,9 +144,8 @@ class _Job:
         from detector.classifier_training import LookExtractor, MapCache, train_head
         from detector.features import FeatureStore, settings_key
         from detector.files import write_json
-        from detector.preparation import prepare
 
-        run = _Folder(self.place.out, settings_key({"data": self._key(), "config": self.settings.to_dict()}))
+        run = RunFolder(self.place.out, settings_key({"data": self._key(), "config": self.settings.to_dict()}))
         if step_on_disk(run, record) is None:
             click.echo(f"{self.place.out} holds the finished run already", err=True)
             return
@@ -162,16 +153,7 @@ class _Job:
         check_images(self.place.cache, self.dataset.samples)
         model.use_engine("auto")
         cache = MapCache(FeatureStore(folder, LookExtractor(model)), model)
-        missing = [sample for sample in self.dataset.samples if not cache.complete(sample)]
-        if missing:
-            total = len(self.dataset)
-            with progress_bar(total, "maps", "image", total - len(missing)) as bar, held_back() as check:
-
-                def report(count: int) -> None:
-                    bar.update(count)
-                    check()
-
-                prepare(missing, cache, self.place.workers, report)
+        fill_caches(self.dataset.samples, cache, self.place.workers, "maps")
         write_json(self.place.out / "run.json", record)
         with progress_bar(len(samples), "learning", "image") as bar:
             train_head(model, samples, folder, (bar.update, lambda text: bar.set_postfix_str(text)))
@@ -197,12 +179,7 @@ def _measure(path: Path, dataset: LabelSet, samples: Sequence[LabelledImage], pl
 
 
 def _next_step(model: Path, data: str) -> str:
-    """Return the commands that use a finished model."""
-    name = shlex.quote(str(model))
-    kind, _, rest = data.partition(":")
-    root, _, split = rest.rpartition(":")
-    lists = Path(root) / "ImageSets" / "Main"
-    other = next((n for n in ("test", "val") if n != split and (lists / f"{n}.txt").is_file()), None)
-    test = shlex.quote(f"voc:{root}:{other}") if kind == "voc" and other else "DATA"
+    """Return the commands that use a finished classifier."""
+    name, test = shlex.quote(str(model)), shlex.quote(test_split(data) or "DATA")
     measure = f"sppnet evaluate --task classify --model {name} --data {test}"
     return f"next: {measure}\n   or: sppnet classify PHOTO --model {name}"

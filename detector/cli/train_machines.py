@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ import click
 from .folders import check_images
 from .interrupts import held_back
 from .progress import prepare_proposer, progress_bar
-from .runs import step_on_disk
+from .runs import RunFolder, fill_caches, step_on_disk
 
 if TYPE_CHECKING:
     from detector.config import Config
@@ -24,14 +23,6 @@ if TYPE_CHECKING:
 
 # What differs from the start where the user says nothing: the paper scores all regions by the machines alone.
 _PAPER = {"detector": "svm", "cascade": 0, "rank_prior": 0.0, "vote": 1.0, "min_score": 0.25, "readable_score": 0.5}
-
-
-@dataclass(frozen=True, slots=True)
-class MachineRun:
-    """Hold where a run goes, and what tells it from others."""
-
-    folder: Path
-    key: str
 
 
 def train_machines(
@@ -56,7 +47,7 @@ def train_machines(
     settings = net.config.to_dict()
     key = settings_key({"data": json.dumps(rows), "start": base.fingerprint(), "config": settings})
     record = {"data": list(data), "start": start, "classes": net.class_names, "settings": settings}
-    if step_on_disk(MachineRun(out, key), record) is None:
+    if step_on_disk(RunFolder(out, key), record) is None:
         click.echo(f"{out} holds the finished run already", err=True)
         return out / "model.safetensors"
     examples = _examples(net, dataset, cache, workers)
@@ -105,22 +96,13 @@ def _examples(net: MachineNet, dataset: Dataset, cache: Path, workers: int) -> E
     """Compute the proposals and maps that the cache does not hold yet."""
     from detector.features import FeatureStore
     from detector.machine_training import Examples
-    from detector.preparation import Caches, prepare
+    from detector.preparation import Caches
     from proposals.store import ProposalStore
 
     proposer = prepare_proposer(net.config.proposals, 1)
     caches = Caches(ProposalStore(cache / "proposals", proposer), FeatureStore(cache / "maps", net.extractor))
     check_images(cache, dataset.samples)
-    missing = [sample for sample in dataset.samples if not caches.complete(sample)]
-    if missing:
-        total = len(dataset)
-        with progress_bar(total, "proposals and maps", "image", total - len(missing)) as bar, held_back() as check:
-
-            def report(count: int) -> None:
-                bar.update(count)
-                check()
-
-            prepare(missing, caches, workers, report)
+    fill_caches(dataset.samples, caches, workers, "proposals and maps")
     return Examples(net, dataset.samples, caches)
 
 

@@ -31,7 +31,7 @@ def bootstrap_map(
     ground truth. Raises ValueError for an unknown metric or less than one sample.
     """
     weights = _draws(len(truths), metric, samples, seed)
-    return _interval(_resampled_means(match_all(detections, truths, class_names), weights, metric))
+    return interval(_resampled_means(match_all(detections, truths, class_names), weights, metric))
 
 
 def bootstrap_difference(
@@ -49,14 +49,24 @@ def bootstrap_difference(
     """
     weights = _draws(len(truths), metric, samples, seed)
     first, second = (_resampled_means(match_all(d, truths, class_names), weights, metric) for d in pair)
-    return _interval(first - second)
+    return interval(first - second)
 
 
 def _draws(count: int, metric: str, samples: int, seed: int) -> Array:
-    """Return how often each draw holds each of `count` images, (samples, count) int64."""
+    """Return `draw_images`; raises ValueError for an unknown metric, too."""
     if metric not in METRICS or samples < 1:
         known = ", ".join(METRICS)
         raise ValueError(f"expected a metric among {known} and at least one sample, got {metric} and {samples}")
+    return draw_images(count, samples, seed)
+
+
+def draw_images(count: int, samples: int, seed: int) -> Array:
+    """Return how often each draw holds each of `count` images, (samples, count) int64.
+
+    Raises ValueError for less than one sample.
+    """
+    if samples < 1:
+        raise ValueError(f"expected at least one sample, got {samples}")
     if count == 0:
         return np.zeros((samples, 0), dtype=np.int64)
     return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=samples)
@@ -73,7 +83,7 @@ def _resampled_means(matches: Sequence[Matches], weights: Array, metric: str) ->
     return means
 
 
-def _interval(values: Array) -> tuple[float, float]:
+def interval(values: Array) -> tuple[float, float]:
     """Return the 2.5 % and the 97.5 % quantile, NaN of no values."""
     if len(values) == 0:
         return float("nan"), float("nan")

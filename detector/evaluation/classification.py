@@ -20,11 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .bootstrap import resampled_ap
+from .bootstrap import draw_images, interval, resampled_ap
 from .voc import METRICS, Array, Matches, average_precision, curve
 
 Values = Array | Tensor
-_QUANTILES = (0.025, 0.975)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,7 +78,7 @@ def evaluate_classification(
         values[metric] = value
         per_class[metric] = dict(zip(names, parts.tolist(), strict=True))
         if samples:
-            intervals[metric] = _interval(resample(_draws(len(points), samples, seed)))
+            intervals[metric] = interval(resample(draw_images(len(points), samples, seed)))
     return ClassificationResult(values, per_class, intervals)
 
 
@@ -116,7 +115,7 @@ def bootstrap_classification(
     less than one sample and as `evaluate_classification`.
     """
     points = _scores(scores)
-    return _interval(_measure(points, labels, metric)[2](_draws(len(points), samples, seed)))
+    return interval(_measure(points, labels, metric)[2](draw_images(len(points), samples, seed)))
 
 
 def classification_difference(
@@ -130,9 +129,9 @@ def classification_difference(
     first, second = (_scores(scores) for scores in pair)
     if first.shape != second.shape:
         raise ValueError(f"expected two score matrices of one shape, got {first.shape} and {second.shape}")
-    draws = _draws(len(first), samples, seed)
+    draws = draw_images(len(first), samples, seed)
     one, other = (_measure(points, labels, metric)[2](draws) for points in (first, second))
-    return _interval(one - other)
+    return interval(one - other)
 
 
 def format_classification(result: ClassificationResult, class_names: Sequence[str] | None = None) -> str:
@@ -212,22 +211,6 @@ def _mean_right(right: Array, draws: Array) -> Array:
     """Return the accuracy in every draw."""
     shares: Array = draws @ right / len(right) if len(right) else np.empty(0)
     return shares
-
-
-def _draws(count: int, samples: int, seed: int) -> Array:
-    """Return how often each draw holds each of `count` images, (samples, count) int64: the draws of `bootstrap_map`."""
-    if samples < 1:
-        raise ValueError(f"expected at least one sample, got {samples}")
-    if count == 0:
-        return np.zeros((samples, 0), dtype=np.int64)
-    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=samples)
-
-
-def _interval(values: Array) -> tuple[float, float]:
-    if len(values) == 0:
-        return math.nan, math.nan
-    low, high = np.quantile(values, _QUANTILES)
-    return float(low), float(high)
 
 
 def _right(points: Array, single: Array, k: int) -> Array:
