@@ -147,6 +147,16 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     toy = f"voc:{REPOSITORY / 'data' / 'toy'}:train"
     base = run("train", toy, "--out", tmp_path / "a", "--detector", "svm")
     assert (base.exit_code, "expected it together with --detector svm" in base.stderr) == (2, True)
+    for options in (("--classes", "circle"), ("--device", "meta")):
+        other = run("train", toy, "--out", tmp_path / "a", "--detector", "svm", "--start", "voc-lite0", *options)
+        assert other.exit_code == 2
+        assert not (tmp_path / "a").exists()
+    assert (
+        "expected the classes of --start and the device cpu"
+        in run(
+            "train", toy, "--out", tmp_path / "a", "--detector", "svm", "--start", "voc-lite0", "--classes", "circle"
+        ).stderr
+    )
     save_detector(small_model(), tmp_path / "small.safetensors")
     wrong = run(
         "train", toy, "--out", tmp_path / "a", "--detector", "svm", "--start", tmp_path / "small.safetensors",
