@@ -81,7 +81,8 @@ def draw_detections(image: Tensor, detections: Detections) -> Tensor:
     rows = zip(detections.boxes.tolist(), detections.labels.tolist(), detections.scores.tolist(), strict=True)
     best_first = sorted(rows, key=lambda row: -row[2])
     marks = [
-        _Mark(_pixels(box, size), _text(names[label], score), class_colour(label)) for box, label, score in best_first
+        _Mark(whole_pixels(box, size), _text(names[label], score), class_colour(label))
+        for box, label, score in best_first
     ]
     return _draw(image, marks)
 
@@ -94,7 +95,7 @@ def draw_boxes(image: Tensor, scores: BoxScores) -> Tensor:
     rows = zip(scores.boxes.tolist(), labels.tolist(), best.tolist(), strict=True)
     by_interest = sorted(rows, key=lambda row: (row[1] == background, -row[2]))
     marks = [
-        _Mark(_pixels(box, size), _text(names[k], score), _BACKGROUND if k == background else class_colour(k))
+        _Mark(whole_pixels(box, size), _text(names[k], score), _BACKGROUND if k == background else class_colour(k))
         for box, k, score in by_interest
     ]
     return _draw(image, marks)
@@ -131,7 +132,7 @@ def _text(name: str, score: float) -> str:
     return f"{' '.join(name.split())} {score:.2f}"
 
 
-def _pixels(box: Sequence[float], size: Sequence[int]) -> Rectangle:
+def whole_pixels(box: Sequence[float], size: Sequence[int]) -> Rectangle:
     """Turn an exclusive float box into the whole pixels that it covers, kept inside the image, at least one."""
     height, width = size
     left, top = (min(max(math.floor(v + 0.5), 0), limit - 1) for v, limit in zip(box[:2], (width, height), strict=True))
@@ -145,7 +146,7 @@ def _draw(image: Tensor, marks: Sequence[_Mark]) -> Tensor:
     brush = ImageDraw.Draw(picture)
     thickness = line_width(picture.height, picture.width)
     for mark in reversed(marks):
-        _draw_box(brush, mark, thickness)
+        draw_outline(brush, mark.box, mark.colour, thickness)
     placed: list[tuple[_Mark, Rectangle, Any]] = []
     for mark in marks:  # the best choose their places first
         font, extent = _fit(mark.text, picture.size)
@@ -155,23 +156,25 @@ def _draw(image: Tensor, marks: Sequence[_Mark]) -> Tensor:
     return from_pillow(picture)
 
 
-def _draw_box(brush: ImageDraw.ImageDraw, mark: _Mark, thickness: int) -> None:
+def draw_outline(brush: ImageDraw.ImageDraw, box: Rectangle, colour: Colour, thickness: int) -> None:
     """Draw a box inward from its border, with a rim of the contrasting colour on both sides."""
-    left, top, right, bottom = mark.box
-    rim, contrast = max(1, thickness // 4), text_colour(mark.colour)
+    left, top, right, bottom = box
+    rim, contrast = max(1, thickness // 4), text_colour(colour)
     inner = thickness + rim
     brush.rectangle((left - rim, top - rim, right + rim, bottom + rim), outline=contrast, width=rim)
     if right - left > 2 * inner and bottom - top > 2 * inner:
-        brush.rectangle(mark.box, outline=contrast, width=inner)
-    brush.rectangle(mark.box, outline=mark.colour, width=thickness)
+        brush.rectangle(box, outline=contrast, width=inner)
+    brush.rectangle(box, outline=colour, width=thickness)
 
 
 @lru_cache(maxsize=64)
-def _font(size: int) -> Any:
+def label_font(size: int) -> Any:
+    """Return the font of labels in a size of pixels."""
     return ImageFont.load_default(size=size)
 
 
-def _padding(font: Any) -> int:
+def padding(font: Any) -> int:
+    """Return the pixels to the left and right of a text on its plate."""
     return max(1, round(float(font.size) / 6))
 
 
@@ -179,9 +182,9 @@ def _fit(text: str, size: tuple[int, int]) -> tuple[Any, tuple[int, int]]:
     """Return a font, smaller than usual if the label would be wider than the image, and its plate's width, height."""
     points = font_size(size[1], size[0])
     while True:
-        font = _font(points)
+        font = label_font(points)
         ascent, descent = font.getmetrics()
-        extent = math.ceil(font.getlength(text)) + 2 * _padding(font), int(ascent + descent)
+        extent = math.ceil(font.getlength(text)) + 2 * padding(font), int(ascent + descent)
         if (extent[0] <= size[0] and extent[1] <= size[1]) or points <= 6:
             return font, extent
         points -= max(1, points // 20)
@@ -221,4 +224,4 @@ def _overlap(a: Rectangle, b: Rectangle) -> int:
 def _draw_label(brush: ImageDraw.ImageDraw, mark: _Mark, plate: Rectangle, font: Any) -> None:
     contrast = text_colour(mark.colour)
     brush.rectangle(plate, fill=mark.colour, outline=contrast, width=max(1, font.size // 24))
-    brush.text((plate[0] + _padding(font), plate[1]), mark.text, fill=contrast, font=font)
+    brush.text((plate[0] + padding(font), plate[1]), mark.text, fill=contrast, font=font)

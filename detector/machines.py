@@ -62,7 +62,7 @@ class MachineNet(SPPNet):
         boxes: (R, 4) float32. Returns scores (R, K + 1), the last column 0, and deltas (R, K, 4).
         """
         margins, deltas = self.margins(pyramid, boxes, seconds)
-        return torch.cat([margins.sigmoid(), margins.new_zeros(len(margins), 1)], dim=1), deltas
+        return squash(margins), deltas
 
     @torch.inference_mode()
     def margins(self, pyramid: FeaturePyramid, boxes: Tensor, seconds: Seconds | None = None) -> tuple[Tensor, Tensor]:
@@ -98,3 +98,8 @@ class MachineNet(SPPNet):
             return flat[rows], flat[rows]
         fc6, fc7 = self.working_head.hidden(pooled, context)
         return (fc6 if self.config.svm_layer == "fc6" else fc7)[rows], flat[rows]
+
+
+def squash(margins: Tensor) -> Tensor:
+    """Turn margins (R, K) into scores (R, K + 1): 1 / (1 + exp(-m)), and 0 for background, the last column."""
+    return torch.cat([margins.sigmoid(), margins.new_zeros(len(margins), 1)], dim=1)

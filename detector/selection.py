@@ -19,7 +19,17 @@ def select(boxes: Tensor, probabilities: Tensor, deltas: Tensor, size: Size, con
     boxes: (R, 4) float32. probabilities: (R, K + 1), background last. deltas: (R, K, 4). size: (height, width).
     Returns boxes (D, 4), scores (D,) and labels (D,), best score first, equal scores in the order of the regions.
     """
-    return suppress(collect(boxes, probabilities, deltas, size, config.min_score), size, config)
+    return select_traced(boxes, (probabilities, deltas), size, config)[0]
+
+
+def select_traced(boxes: Tensor, scored: tuple[Tensor, Tensor], size: Size, config: Config) -> tuple[Scored, Tensor]:
+    """Select as `select` does, and return with the detections the row (D,) of the region that gave each its score.
+
+    scored: probabilities and deltas. Voting moves a box only: its score stays that of the one region.
+    """
+    candidates, rows = _collect(boxes, *scored, size, config.min_score)
+    found, kept = _suppress(candidates, size, config)
+    return found, rows[kept]
 
 
 def collect(boxes: Tensor, probabilities: Tensor, deltas: Tensor, size: Size, min_score: float) -> Scored:
@@ -28,11 +38,18 @@ def collect(boxes: Tensor, probabilities: Tensor, deltas: Tensor, size: Size, mi
     The arguments are those of `select`. Returns boxes (N, 4), scores (N,) and labels (N,) in the order of the regions,
     without those of which nothing lies inside the image.
     """
+    return _collect(boxes, probabilities, deltas, size, min_score)[0]
+
+
+def _collect(
+    boxes: Tensor, probabilities: Tensor, deltas: Tensor, size: Size, min_score: float
+) -> tuple[Scored, Tensor]:
+    """Collect as `collect` does; return the region of each candidate (N,), too."""
     rows, labels = (probabilities[:, :-1] >= min_score).nonzero(as_tuple=True)
     scores = probabilities[rows, labels]
     refined = clip_boxes_to_image(decode(boxes[rows], deltas[rows, labels]), size)
     solid = ((refined[:, 2:] - refined[:, :2]) > 0).all(dim=1)
-    return refined[solid], scores[solid], labels[solid]
+    return (refined[solid], scores[solid], labels[solid]), rows[solid]
 
 
 def suppress(candidates: Scored, size: Size, config: Config) -> Scored:
@@ -40,6 +57,11 @@ def suppress(candidates: Scored, size: Size, config: Config) -> Scored:
 
     Returns boxes (D, 4), scores (D,) and labels (D,), best score first, equal scores in the order given.
     """
+    return _suppress(candidates, size, config)[0]
+
+
+def _suppress(candidates: Scored, size: Size, config: Config) -> tuple[Scored, Tensor]:
+    """Suppress as `suppress` does; return the candidate of each detection (D,), too."""
     refined, scores, labels = candidates
     order = scores.argsort(descending=True, stable=True)
     refined, scores, labels = refined[order], scores[order], labels[order]
@@ -49,7 +71,7 @@ def suppress(candidates: Scored, size: Size, config: Config) -> Scored:
     if config.vote < 1 and len(kept):
         voted = vote(final, labels[kept], (refined, scores, labels), config.vote)
         final = clip_boxes_to_image(voted, size)  # a mean of numbers at the limit may be rounded beyond it
-    return final, scores[kept], labels[kept]
+    return (final, scores[kept], labels[kept]), order[kept]
 
 
 def weigh_by_rank(probabilities: Tensor, prior: float, ranks: Tensor | None = None) -> Tensor:

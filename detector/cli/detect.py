@@ -15,6 +15,8 @@ import click
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from detector.explanation import Explanation
+    from detector.machines import MachineNet
     from detector.structures import BoxScores, Detections, Seconds
     from proposals.given import GivenBoxes
     from proposals.structures import Proposer
@@ -47,6 +49,7 @@ _log = logging.getLogger(__name__)
 @click.option("--device", default="cpu", show_default=True, help="Where the layers run: cpu, cuda, cuda:1, ...")
 @click.option("--threads", type=click.IntRange(1), help="Processor cores to use [default: all].")
 @click.option("--json-only", is_flag=True, help="Draw nothing, write detections.json only.")
+@click.option("--explain", is_flag=True, help="Say what in the region makes each score: for models of svm on pool5.")
 @click.pass_context
 def detect(
     ctx: click.Context,
@@ -61,6 +64,7 @@ def detect(
     device: str,
     threads: int | None,
     json_only: bool,
+    explain: bool,
 ) -> None:
     """Find objects in photos and draw them.
 
@@ -78,6 +82,11 @@ def detect(
     "bbox": [x, y, width, height]}. Images are matched by path, file name or stem. Every box comes back, in its order
     and whatever its score, with the probability of each class; --score and --proposals do not apply.
 
+    --explain takes a model of kind svm on pool5 (sppnet train --detector svm --set svm_layer=pool5 ...). Its margin is
+    an intercept and a sum over the bins of the region's pyramid: 6 x 6, 3 x 3, 2 x 2 and 1 x 1. Each detection's
+    "explanation" in detections.json lists what every bin adds and where it lies, and the sums of the levels;
+    DIR/STEM-explained-1.jpg and so on, for the ten best detections of a photo, show it as a heat map.
+
     A file that cannot be used is named on stderr, the others are processed, and the exit code is 1.
 
     \b
@@ -85,8 +94,9 @@ def detect(
     """
     from proposals.given import read_boxes
 
+    from .explain import check_explainable
     from .inputs import PictureNames, find_images
-    from .models import prepare_proposers
+    from .models import prepare_proposers, single_model
     from .options import check_device, use_threads
     from .progress import announce_compiling
 
@@ -95,14 +105,17 @@ def detect(
         raise click.UsageError(f"expected at least one image, got none from {', '.join(paths)}", ctx)
     if boxes and boxes.resolve() == (out / "detections.json").resolve():
         raise click.UsageError(f"expected --boxes to be another file than the result, got {boxes} for both", ctx)
+    if explain:
+        single_model(model, "with --explain")
     given = read_boxes(boxes) if boxes else None
     out.mkdir(parents=True, exist_ok=True)
     cores = use_threads(threads)
     net = _load(model, (check_device(device), engine), score, max_proposals)
+    linear = check_explainable(net) if explain else None
     proposer = None if given else prepare_proposers(net, proposals, cores)
     if given:
         announce_compiling()
-    job = _Job(net, proposer, given, net.readable_score if score is None else score)
+    job = _Job(net, proposer, given, net.readable_score if score is None else score, linear)
     job.warm_up()
     failed = _run(job, files, problems, out, None if json_only else PictureNames(out, files))
     ctx.exit(1 if failed else 0)
@@ -126,6 +139,7 @@ def _run(job: _Job, files: list[str], problems: list[str], out: Path, names: Pic
     from detector.drawing import save_image
     from detector.files import write_json
 
+    from .explain import add_explanations
     from .interrupts import held_back
 
     for problem in problems:
@@ -135,7 +149,7 @@ def _run(job: _Job, files: list[str], problems: list[str], out: Path, names: Pic
         for path in tqdm(files, unit="image", dynamic_ncols=True, disable=None if len(files) > 1 else True):
             check()
             try:
-                image, entry, found = job.process(path)
+                image, entry, found, explanations = job.process(path)
             except ValueError as error:
                 _log.debug("left out %s", path, exc_info=True)
                 tqdm.write(f"sppnet: {' '.join(str(error).split())}", file=sys.stderr)
@@ -143,6 +157,8 @@ def _run(job: _Job, files: list[str], problems: list[str], out: Path, names: Pic
             entries.append(entry)
             if names is not None:
                 save_image(_picture(image, found), names.choose(path, (entry["height"], entry["width"])))
+            if job.linear is not None:
+                add_explanations(entry, explanations, image, job.linear.class_names, names)
         check()
     write_json(out / "detections.json", entries)
     count = sum(len(entry["detections"]) for entry in entries)
@@ -165,15 +181,22 @@ def _picture(image: Tensor, found: Detections | BoxScores) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """Hold what every image is processed with; either a proposer or boxes are given."""
+    """Hold what every image is processed with; either a proposer or boxes are given.
+
+    linear: the model again if its scores are to be explained.
+    """
 
     net: Model
     proposer: Proposer | None
     given: GivenBoxes | None
     score: float
+    linear: MachineNet | None = None
 
-    def process(self, path: str) -> tuple[Tensor, dict[str, Any], Detections | BoxScores]:
-        """Return an image, its entry in detections.json and what was found. Raises ValueError that names the file."""
+    def process(self, path: str) -> tuple[Tensor, dict[str, Any], Detections | BoxScores, list[Explanation]]:
+        """Return an image, its entry in detections.json, what was found, and why if that was asked for.
+
+        Raises ValueError that names the file.
+        """
         from detector.images import read_image
         from detector.structures import Seconds
 
@@ -181,7 +204,7 @@ class _Job:
         boxes = None if self.given is None else self.given.of(path)
         seconds = Seconds()
         try:
-            found = self._find(image, path, boxes, seconds)
+            found, explanations = self._find(image, path, boxes, seconds)
         except ValueError as error:
             raise ValueError(str(error) if path in str(error) else f"{path}: {error}") from error
         stages = [stage for stage in _STAGES if stage != "warp" or stage in seconds.stages]
@@ -189,22 +212,28 @@ class _Job:
         height, width = image.shape[1:]
         rows = found.to_dicts()
         entry = {"image": path, "height": height, "width": width, "detections": rows, "seconds": times}
-        return image, entry, found
+        return image, entry, found, explanations
 
     def _find(
         self, image: Tensor, path: str, boxes: list[list[float]] | None, seconds: Seconds
-    ) -> Detections | BoxScores:
+    ) -> tuple[Detections | BoxScores, list[Explanation]]:
         import torch
 
+        from detector.explanation import detect_traced, explain, explain_boxes
         from detector.timing import measure
 
+        if self.proposer is None:
+            given = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+            with measure(seconds, "total"):
+                scores = self.net.predict_boxes(image, given, seconds)
+            return scores, [] if self.linear is None else explain_boxes(self.linear, image, scores)
         with measure(seconds, "total"):
-            if self.proposer is None:
-                given = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
-                return self.net.predict_boxes(image, given, seconds)
             with measure(seconds, "proposals"):
                 proposals = self.proposer(image, Path(path))
-            return self.net.predict(image, proposals, seconds).above(self.score)
+            if self.linear is None:
+                return self.net.predict(image, proposals, seconds).above(self.score), []
+            traced = detect_traced(self.linear, image, proposals, seconds).above(self.score)
+        return traced.detections, explain(self.linear, traced)
 
     def warm_up(self) -> None:
         """Process a tiny image, so that no photo's seconds include compilation."""

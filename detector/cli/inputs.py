@@ -58,9 +58,9 @@ class PictureNames:
         self._folder = folder
         self._taken = {_key(path) for path in inputs}
 
-    def choose(self, path: str, size: tuple[int, int]) -> Path:
-        """Return the path of the picture for an input of (height, width) pixels."""
-        stem, png = Path(path).stem, Path(path).suffix.lower() == ".png" or max(size) > _LARGEST_JPEG
+    def choose(self, path: str, size: tuple[int, int], ending: str = "") -> Path:
+        """Return the path of a picture of (height, width) pixels for an input; the ending is that of its stem."""
+        stem, png = Path(path).stem + ending, Path(path).suffix.lower() == ".png" or max(size) > _LARGEST_JPEG
         suffix = ".png" if png else ".jpg"
         target, number = self._folder / f"{stem}{suffix}", 1
         while _key(target) in self._taken:
