@@ -13,11 +13,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from .dual_descent import inner_products
+from .dual_descent import combine, inner_products
 from .duplicates import DUPLICATES, distinct_negatives
+from .example_store import ExampleStore
+from .feature_norm import MeanNorm
 from .svm import LinearSVM, feature_matrix, norm_factor
+
+_COUNTS = ("added", "new", "evicted", "trainings", "sweeps")
+_MEASURES = ("coef", "intercept", "objective", "gap")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +92,10 @@ class MiningReport:
 
 def scale_features(sample: Iterable[NDArray[np.float32]], norm: float = 20.0) -> float:
     """Return the factor that gives the features (R, d) of some images this mean norm; raises ValueError for none."""
-    rows = [feature_matrix(features) for features in sample if len(features)]
-    if not rows:
-        raise ValueError("expected at least one region to measure the norm of features, got none")
-    return norm_factor(np.concatenate(rows), norm)
+    norms = MeanNorm()
+    for features in sample:
+        norms.add(features)
+    return norms.factor(norm)
 
 
 def mine(
@@ -111,165 +118,177 @@ def mine(
     max_rows leaves no place for negatives. Warns as `fit` does.
     """
     rule = rule or MiningRule()
-    if rule.epochs > 1 and iter(images) is images:
-        raise ValueError(f"expected images that can be visited {rule.epochs} times, got an iterator")
-    miner = _Miner(positives, svm, rule, scale)
-    epochs, grown = 0, True
-    while grown and epochs < rule.epochs:
-        before = int(miner.added.sum())
-        for index, image in enumerate(images):
-            miner.visit(index, image)
-            if report is not None:
-                report(1)
-        miner.train(np.flatnonzero(miner.new > 0))
-        grown = int(miner.added.sum()) > before
-        epochs += 1
-    return miner.finish(epochs)
+    store = _store_of(positives, svm, rule, scale)
+    miner = Miner(store, list(positives), svm, rule)
+    miner.mine(images, report)
+    return miner.finish()
 
 
-class _Cache:
-    """Hold rows of features, and for which class each is a positive (1), a negative (-1), or neither (0)."""
-
-    def __init__(self, positives: Sequence[NDArray[np.float32]], max_rows: int) -> None:
-        self.count = self.fixed = sum(len(rows) for rows in positives)
-        if self.count >= max_rows:
-            raise ValueError(f"expected max_rows above the {self.count} positives, got {max_rows}")
-        # memory is taken page by page as rows come
-        self.features = np.empty((max_rows, positives[0].shape[1]), dtype=np.float32)
-        self.signs = np.zeros((max_rows, len(positives)), dtype=np.int8)
-        self.alpha = np.zeros((len(positives), max_rows))
-        self._keys: list[tuple[int, int]] = [(-1, number) for number in range(self.count)]
-        self._slots: dict[tuple[int, int], int] = {}
-        self.features[: self.count] = np.concatenate(positives)
-        self.signs[np.arange(self.count), np.repeat(np.arange(len(positives)), [len(p) for p in positives])] = 1
-
-    @property
-    def room(self) -> int:
-        """Return how many rows can still be added."""
-        return len(self.features) - self.count
-
-    def known(self, image: int, regions: int) -> NDArray[np.bool_]:
-        """Return which of an image's regions are kept as negatives of which class, (R, K)."""
-        slots = [self._slots.get((image, region), -1) for region in range(regions)]
-        return np.where(np.array(slots, dtype=np.int64)[:, None] >= 0, self.signs[slots] < 0, False)
-
-    def add(self, image: int, features: NDArray[np.float32], wanted: NDArray[np.bool_]) -> None:
-        """Add the regions of an image that are wanted for a class, (R, K); there must be room."""
-        for region in np.flatnonzero(wanted.any(axis=1)).tolist():
-            slot = self._slots.get((image, region))
-            if slot is None:
-                slot = self._slots[image, region] = self.count
-                self._keys.append((image, region))
-                self.features[slot] = features[region]
-                self.count += 1
-            self.signs[slot, wanted[region]] = -1
-
-    def forget(self, useless: NDArray[np.bool_]) -> None:
-        """Let negatives go, (count, K); rows that serve no class give their place to the last ones."""
-        self.signs[: self.count][useless] = 0
-        self.alpha[:, : self.count][useless.T] = 0
-        dead = np.flatnonzero(~self.signs[: self.count].any(axis=1))
-        for slot in dead[::-1].tolist():
-            self.count -= 1
-            last = self.count
-            del self._slots[self._keys[slot]]
-            key = self._keys.pop()
-            if slot != last:
-                self.features[slot], self.signs[slot] = self.features[last], self.signs[last]
-                self.alpha[:, slot] = self.alpha[:, last]
-                self._keys[slot], self._slots[key] = key, slot
-            self.signs[last], self.alpha[:, last] = 0, 0
+def _store_of(
+    positives: Mapping[Any, NDArray[np.float32]], svm: LinearSVM, rule: MiningRule, scale: float | None
+) -> ExampleStore:
+    """Return a store with the positives of all classes."""
+    rows = [feature_matrix(features) for features in positives.values()]
+    if not rows or len({features.shape[1] for features in rows}) != 1:
+        raise ValueError(
+            f"expected positives of one length for every class, got {[features.shape for features in rows]}"
+        )
+    count = sum(map(len, rows))
+    if count >= rule.max_rows:
+        raise ValueError(f"expected max_rows above the {count} positives, got {rule.max_rows}")
+    store = ExampleStore(len(rows), rows[0].shape[1], rule.max_rows)
+    for label, features in enumerate(rows):
+        store.add_positives(label, features)
+    if scale is None:
+        positive = store.features[: store.count]
+        scale = 1.0 if svm.feature_norm is None else norm_factor(positive, svm.feature_norm)
+    store.scale = scale
+    return store
 
 
-class _Miner:
-    """Go from image to image with a cache and the machines trained on it so far."""
+class Miner:
+    """Go from image to image with a store and the machines trained on it so far.
 
-    def __init__(
-        self, positives: Mapping[Any, NDArray[np.float32]], svm: LinearSVM, rule: MiningRule, scale: float | None
-    ) -> None:
-        self.names, self.svm, self.rule = list(positives), svm, rule
-        rows = [feature_matrix(features) for features in positives.values()]
-        if not rows or len({features.shape[1] for features in rows}) != 1:
-            raise ValueError(
-                f"expected positives of one length for every class, got {[features.shape for features in rows]}"
-            )
-        if scale is None:
-            scale = 1.0 if svm.feature_norm is None else norm_factor(np.concatenate(rows), svm.feature_norm)
-        self.scale = scale
+    Between two calls all it knows is in the store and in `to_tensors`, so that another miner can go on.
+    image: the number of the next image. epoch: the passes that were ended. trained: (K,) bool, which classes have
+    machines; the others take every negative.
+    """
+
+    def __init__(self, store: ExampleStore, names: Sequence[Any], svm: LinearSVM, rule: MiningRule) -> None:
+        self.store, self.names, self.svm, self.rule = store, names, svm, rule
         # beginning where the last training stood is worth more than inner products made anew
         self.solver = replace(svm, solver="rows" if svm.solver == "auto" else svm.solver)
-        self.cache = _Cache(rows, rule.max_rows)
-        count, columns = len(rows), rows[0].shape[1]
+        count, columns = len(store.alpha), store.features.shape[1]
         self.coef, self.intercept = np.zeros((count, columns), np.float32), np.zeros(count, np.float32)
         self.objective, self.gap = np.full(count, np.inf), np.full(count, np.inf)
         self.added, self.new, self.evicted, self.trainings, self.sweeps = np.zeros((5, count), dtype=np.int64)
-        self.crowded = 0
+        self.trained = np.zeros(count, dtype=np.bool_)
+        self.crowded = self.image = self.epoch = 0
+        self._before, self._idle = 0, False  # the trainings before this pass, and whether the last one had none
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Return what the store holds, was counted and learned, as views: they change as mining goes on."""
+        own = {name: torch.from_numpy(getattr(self, name)) for name in (*_COUNTS, *_MEASURES, "trained")}
+        numbers = [self.crowded, self.image, self.epoch, self._before, int(self._idle)]
+        return {**self.store.to_tensors(), **own, "numbers": torch.tensor(numbers)}
+
+    def take_up(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from the `to_tensors` of another miner, whose rows this one's store holds.
+
+        Raises ValueError for a tensor that is missing or does not fit.
+        """
+        for name in (*_COUNTS, *_MEASURES, "trained"):
+            value = getattr(self, name)
+            got = tensors[name].numpy() if name in tensors else None
+            if got is None or (got.shape, got.dtype) != (value.shape, value.dtype):
+                raise ValueError(f"expected {name} of shape {value.shape} and type {value.dtype}, got another tensor")
+            setattr(self, name, got.copy())
+        if tuple(tensors.get("numbers", torch.empty(0)).shape) != (5,):
+            raise ValueError("expected numbers of shape (5,), got another tensor")
+        self.crowded, self.image, self.epoch, self._before, idle = map(int, tensors["numbers"])
+        self._idle = bool(idle)
+
+    def start_trained(self) -> None:
+        """Begin with the machines that the dual variables of the store stand for."""
+        rows, bias = self.store.count, self.svm.bias_multiplier / self.store.scale
+        factors = self.store.alpha[:, :rows] * self.store.signs[:rows].T
+        self.coef = combine(factors, self.store.features[:rows]).astype(np.float32)
+        self.intercept = (factors.sum(axis=1) * bias**2).astype(np.float32)
+        self.trained[:] = True
+
+    @property
+    def done(self) -> bool:
+        """Tell whether the last pass found nothing new, or was the last one allowed."""
+        return self._idle or self.epoch >= self.rule.epochs
+
+    def mine(self, images: Iterable[ImageRegions], report: Callable[[int], None] | None = None, first: int = 0) -> None:
+        """Pass over images until that is done. first: the number of the first one. report: told after every image.
+
+        Raises ValueError for images that can be visited once alone if there are several epochs.
+        """
+        if self.rule.epochs > 1 and iter(images) is images:
+            raise ValueError(f"expected images that can be visited {self.rule.epochs} times, got an iterator")
+        while not self.done:
+            for index, image in enumerate(images, first):
+                self.visit(index, image)
+                if report is not None:
+                    report(1)
+            self.end_pass()
 
     def visit(self, index: int, image: ImageRegions) -> None:
         """Add the hard negatives of an image; train the classes that are due."""
         shape = (len(image.features), len(self.coef))
         if image.negatives.shape != shape or image.negatives.dtype != np.bool_:
             raise ValueError(f"expected bool negatives of shape {shape}, got {image.negatives.shape}")
+        self.image = index + 1
         if not len(image.features):
             return
         features = feature_matrix(image.features)
         if features.shape[1] != self.coef.shape[1]:
             raise ValueError(f"expected {self.coef.shape[1]} features as the positives have, got {features.shape[1]}")
         scores = inner_products(features, self.coef) + self.intercept
-        wanted = (scores > self.rule.hard_threshold) | (self.trainings == 0)
+        wanted = (scores > self.rule.hard_threshold) | ~self.trained
         wanted &= distinct_negatives(image.regions, image.negatives, self.rule.duplicates)
-        wanted &= ~self.cache.known(index, len(features))
+        wanted &= ~self.store.known(index, len(features))
         self._make_room(scores, wanted)
-        self.cache.add(index, features, wanted)
+        self.store.add(index, features, wanted)
         self.new += wanted.sum(axis=0)
         self.added += wanted.sum(axis=0)
-        first = (self.trainings == 0) & (self.new > 0)
+        first = ~self.trained & (self.new > 0)
         self.train(np.flatnonzero(first | (self.new > self.rule.retrain_limit)))
 
+    def end_pass(self) -> None:
+        """Train the classes that have met something new since their last training; begin with the first image again."""
+        self.train(np.flatnonzero(self.new > 0))
+        self._idle, self._before = self._before == self.trainings.sum(), int(self.trainings.sum())
+        self.image = 0
+        self.epoch += 1
+
     def train(self, classes: NDArray[np.int64]) -> None:
-        """Train some classes on the cache, from where they stood, and forget their easy negatives."""
+        """Train some classes on the store, from where they stood, and forget their easy negatives."""
         if not len(classes):
             return
-        rows = self.cache.count
-        features, signs = self.cache.features[:rows], self.cache.signs[:rows]
-        found = self.solver.solve(features, signs[:, classes], self.cache.alpha[classes, :rows], self.scale)
+        rows = self.store.count
+        features, signs = self.store.features[:rows], self.store.signs[:rows]
+        found = self.solver.solve(features, signs[:, classes], self.store.alpha[classes, :rows], self.store.scale)
         self.coef[classes], self.intercept[classes] = found.coef, found.intercept
         self.objective[classes], self.gap[classes], self.sweeps[classes] = found.objective, found.gap, found.sweeps
-        self.cache.alpha[classes, :rows] = found.alpha
+        self.store.alpha[classes, :rows] = found.alpha
         easy = np.zeros(signs.shape, dtype=np.bool_)
         scores = inner_products(features, found.coef) + found.intercept
         easy[:, classes] = (signs[:, classes] < 0) & (scores < self.rule.evict_threshold)
         self.evicted += easy.sum(axis=0)
-        self.cache.forget(easy)
+        self.store.forget(easy)
         self.new[classes] = 0
         self.trainings[classes] += 1
+        self.trained[classes] = True
 
     def _make_room(self, scores: NDArray[np.float64], wanted: NDArray[np.bool_]) -> None:
-        """Let the lowest negatives go, in the cache (a tenth at least) and then in `wanted`, if they are too many."""
-        missing = int(wanted.any(axis=1).sum()) - self.cache.room
+        """Let the lowest negatives go, in the store (a tenth at least) and then in `wanted`, if they are too many."""
+        missing = int(wanted.any(axis=1).sum()) - self.store.room
         if missing <= 0:
             return
-        rows, signs = self.cache.features[: self.cache.count], self.cache.signs[: self.cache.count]
+        rows, signs = self.store.features[: self.store.count], self.store.signs[: self.store.count]
         highest = np.where(signs < 0, inner_products(rows, self.coef) + self.intercept, -np.inf).max(axis=1)
         highest[(signs > 0).any(axis=1)] = np.inf
-        places = len(highest) - self.cache.fixed
+        places = len(highest) - self.store.fixed
         lowest = np.argsort(highest, kind="stable")[: min(places, max(missing, places // 10))]
         useless = np.zeros(signs.shape, dtype=np.bool_)
         useless[lowest] = signs[lowest] < 0
         self.crowded += int(useless.sum())
-        self.cache.forget(useless)
+        self.store.forget(useless)
         best = np.argsort(-np.where(wanted, scores, -np.inf).max(axis=1), kind="stable")
-        self.crowded += int(wanted[best[self.cache.room :]].sum())
-        wanted[best[self.cache.room :]] = False
+        self.crowded += int(wanted[best[self.store.room :]].sum())
+        wanted[best[self.store.room :]] = False
 
-    def finish(self, epochs: int) -> MiningReport:
+    def finish(self) -> MiningReport:
         """Give the machine what was learned."""
-        idle = [str(name) for name, times in zip(self.names, self.trainings, strict=True) if not times]
+        idle = [str(name) for name, times in zip(self.names, self.trained, strict=True) if not times]
         if idle:
             raise ValueError(f"expected negatives of every class in the images, got none of {', '.join(idle)}")
         self.svm.coef_, self.svm.intercept_, self.svm.classes_ = self.coef, self.intercept, np.array(self.names)
         self.svm.n_iter_, self.svm.objective_, self.svm.gap_ = self.sweeps, self.objective, self.gap
-        self.svm.scale_ = self.scale
+        self.svm.scale_ = self.store.scale
         self.svm.warn_of_gaps(self.names, self.gap)
-        kept = (self.cache.signs[: self.cache.count] < 0).sum(axis=0)
-        return MiningReport(self.added, self.evicted, kept, self.trainings, self.crowded, epochs)
+        kept = (self.store.signs[: self.store.count] < 0).sum(axis=0)
+        return MiningReport(self.added, self.evicted, kept, self.trainings, self.crowded, self.epoch)

@@ -115,29 +115,35 @@ class _Rows:
                 self.gram.addmm_(x.T, x)
                 self.cross.addmm_(x.T, y)
 
-    def solve(self, penalty: float) -> Tensor:
-        """Return the weights (d + 1, 4) float64, bias last, that give targets as they were before whitening."""
+    def solve(self, penalty: float, scale: float) -> Tensor:
+        """Return the weights (d + 1, 4) float64, bias last, of the rows times a scale, for targets as before whitening.
+
+        The bias column stays 1: with S = diag(s, ..., s, 1) the sums are S X'X S and S X'Y, which are changed in place.
+        """
         targets = torch.cat(self.targets)
         mean = targets.mean(dim=0)
         centred = targets - mean
         white, colour = whitening(centred.T @ centred / len(centred))
         if self.gram is None or self.cross is None:
-            weights = self._solve_dual(centred @ white, penalty)
+            weights = self._solve_dual(centred @ white, penalty, scale)
         else:
+            self.gram[:-1] *= scale
+            self.gram[:, :-1] *= scale
+            self.cross[:-1] *= scale
             cross = (self.cross - self.gram[:, -1:] * mean) @ white
             weights = _solve_shifted(self.gram, penalty, cross)
         weights = weights @ colour
         weights[-1] += mean
         return weights
 
-    def _solve_dual(self, targets: Tensor, penalty: float) -> Tensor:
+    def _solve_dual(self, targets: Tensor, penalty: float, scale: float) -> Tensor:
         gram = targets.new_ones(self.count, self.count)  # what the bias column adds
         columns = range(0, self.width, _BLOCK)
         for first in columns:
-            x = self._columns(first)
+            x = self._columns(first) * scale
             gram.addmm_(x, x.T)
         dual = _solve_shifted(gram, penalty, targets)
-        return torch.cat([*(self._columns(first).T @ dual for first in columns), dual.sum(dim=0, keepdim=True)])
+        return torch.cat([*(scale * self._columns(first).T @ dual for first in columns), dual.sum(dim=0, keepdim=True)])
 
     def _columns(self, first: int) -> Tensor:
         return torch.cat([part[:, first : first + _BLOCK].double() for part in self.parts])
@@ -188,7 +194,7 @@ class BoxRegressor:
     def partial_fit(self, features: Tensor, matches: Matches) -> BoxRegressor:
         """Collect the proposals that the rule chooses: those of a class whose IoU is large enough.
 
-        features: (R, d) float of the proposals, scaled. Nothing is predicted from them before `solve`.
+        features: (R, d) float of the proposals, scaled, or as they are if `solve` is given the scale.
         Raises ValueError for shapes that do not fit, labels beyond K, and numbers that are not finite.
         """
         if features.ndim != 2 or len(features) != len(matches):
@@ -210,8 +216,14 @@ class BoxRegressor:
             self._sums.setdefault(label, _Rows(self.n_features_in_)).add(kept[own], targets[own])
         return self
 
-    def solve(self) -> BoxRegressor:
-        """Fit every class to the rows collected since the last time, and let these go; other classes stay untouched."""
+    def solve(self, scale: float = 1.0) -> BoxRegressor:
+        """Fit every class to the rows collected since the last time, and let these go; other classes stay untouched.
+
+        scale: the factor of the features, where it was not known when they were collected: the result, which is for
+        scaled features, is that of features times this factor. Raises ValueError unless it is positive.
+        """
+        if not 0 < scale < float("inf"):
+            raise ValueError(f"expected a positive scale, got {scale}")
         if not hasattr(self, "n_features_in_"):
             raise ValueError("expected partial_fit before solve, got solve alone")
         if not hasattr(self, "coef_"):
@@ -224,7 +236,7 @@ class BoxRegressor:
             self.rows_[label], self.fitted_[label] = sums.count, sums.count >= self.min_rows
             self.coef_[label], self.intercept_[label] = 0, 0
             if self.fitted_[label]:
-                weights = sums.solve(self.rule.penalty).T
+                weights = sums.solve(self.rule.penalty, scale).T
                 self.coef_[label], self.intercept_[label] = weights[:, :-1], weights[:, -1]
         return self
 

@@ -28,6 +28,7 @@ ROWS = (
         "threads",
         "findings",
         "instances",
+        "example_store",
     },
     {
         "classifier_config",
@@ -57,9 +58,9 @@ ROWS = (
         "trees",
         "runtimes",
     },
-    {"engines", "datasets", "labels", "mining"},
-    {"regions", "classification", "evaluation", "preparation", "inspection", "result_rows"},
-    {"sppnet", "rcnn", "ensemble", "voc_results"},
+    {"engines", "datasets", "labels", "feature_norm"},
+    {"mining", "regions", "classification", "evaluation", "preparation", "inspection", "result_rows"},
+    {"sppnet", "rcnn", "ensemble", "voc_results", "refitting"},
     {"machines"},
     {
         "checkpoints",
@@ -75,7 +76,7 @@ ROWS = (
         "evaluation_plots",
         "failures",
     },
-    {"learning", "classifier_files"},
+    {"learning", "classifier_files", "example_files"},
     {
         "training",
         "machine_training",

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torchvision.ops import box_iou
 
 from detector.duplicates import distinct_negatives, drop_near_duplicates
+from detector.feature_norm import MeanNorm
 from detector.mining import ImageRegions, MiningRule, mine, scale_features
-from detector.svm import LinearSVM
+from detector.svm import LinearSVM, norm_factor
 
 Array = NDArray[Any]
 NAMES = ("cat", "dog", "bus")
@@ -167,6 +168,19 @@ def test_the_scale_of_the_features_acts_on_raw_ones() -> None:
     np.testing.assert_allclose(
         svm.decision_function(features), complete.decision_function(features * np.float32(scale)), atol=0.03
     )
+
+
+def test_a_mean_norm_needs_no_copy_of_the_features() -> None:
+    """Compare with all rows at once: sums of float64 in another order, so a few units in the last place."""
+    parts = [np.random.default_rng(k).random((k % 7, 33), dtype=np.float32) for k in range(40)]
+    norms = MeanNorm()
+    for part in parts:
+        norms.add(part)
+    assert norms.factor(20.0) == pytest.approx(norm_factor(np.concatenate(parts), 20.0), rel=1e-14, abs=0)
+    assert norms.count == sum(map(len, parts))
+    assert scale_features(parts) == norms.factor(20.0)
+    with pytest.raises(ValueError, match="expected features that are not all 0"):
+        scale_features([np.zeros((3, 5), np.float32)])
 
 
 def greedy(boxes: Array, overlap: float) -> list[int]:

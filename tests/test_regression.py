@@ -115,6 +115,25 @@ def test_rows_at_once_or_image_by_image_give_the_same(width: int) -> None:
     torch.testing.assert_close(model.intercept_, whole.intercept_, rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.parametrize("scale", [0.25, 3.7])
+@pytest.mark.parametrize("width", [30, 90])
+def test_a_scale_that_is_known_at_the_end_gives_what_scaled_features_give(width: int, scale: float) -> None:
+    """Give float64 features, so that scaling them first rounds no more than scaling their sums; coef_ is float32."""
+    features, matches = examples(420, width, seed=6)
+    first = BoxRegressor(K, RegressionRule(0.4, 5.0)).fit(features.double() * scale, matches)
+    late = BoxRegressor(K, RegressionRule(0.4, 5.0)).partial_fit(features.double(), matches).solve(scale)
+    plain = BoxRegressor(K, RegressionRule(0.4, 5.0)).fit(features.double(), matches)
+    size = float(first.coef_.abs().max())
+    torch.testing.assert_close(late.coef_, first.coef_, rtol=1e-6, atol=1e-7 * size)
+    torch.testing.assert_close(late.intercept_, first.intercept_, rtol=1e-6, atol=1e-7)
+    # the bias is penalised as strongly whatever the scale: it is no matter of another penalty
+    other = BoxRegressor(K, RegressionRule(0.4, 5.0 / scale**2)).fit(features.double(), matches)
+    assert float((other.coef_ / scale - first.coef_).abs().max()) > 1e-4 * size
+    assert float((plain.coef_ / scale - first.coef_).abs().max()) > 1e-2 * size
+    with pytest.raises(ValueError, match=r"^expected a positive scale, got 0"):
+        late.solve(0)
+
+
 def test_whitened_targets_are_uncorrelated() -> None:
     """Leave variances D / (D + 0.001) on the axes of the covariance, nearly 1 where targets vary by more than 0.03."""
     x = torch.randn(5000, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3))

@@ -25,7 +25,7 @@ class Started(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """Hold what tells a run without a state from others: its last stage is done in one go."""
+    """Hold what tells a run from others before it has begun, or where it has no state and is done in one go."""
 
     folder: Path
     key: str

@@ -77,7 +77,8 @@ def train(
     --detector svm is the paper's own form: a support vector machine for each class, with hard negatives, on a layer of
     the network that --start names (--set svm_layer=pool5, fc6 or fc7), and ridge regressors of the boxes (--set
     box_regression=ridge, joint or none). It takes minutes from the cache of the run that made the network, and
-    starts anew if it is stopped; only the cache is kept.
+    continues like any run, but for the regressors, whose minute is done in one go. RUN/examples.safetensors keeps what
+    the machines learned from.
 
     Settings are those of the shipped model unless --config or --set changes them; a wrong name prints all names.
 
@@ -109,7 +110,7 @@ def train(
             raise click.UsageError("--detector svm: expected the classes of --start and the device cpu, got others")
         from .train_machines import train_machines
 
-        path = train_machines(data, start, (config, overrides), (out, cache), use_threads(threads))
+        path = train_machines(data, start, (config, overrides), (out, cache), use_threads(threads), save_every)
         click.echo(path)
         click.echo(next_step(path, data[0]), err=True)
         return

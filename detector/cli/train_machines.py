@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -26,12 +27,17 @@ _PAPER = {"detector": "svm", "cascade": 0, "rank_prior": 0.0, "vote": 1.0, "min_
 
 
 def train_machines(
-    data: Sequence[str], start: str, asked: tuple[Path | None, Sequence[str]], folders: tuple[Path, Path], workers: int
+    data: Sequence[str],
+    start: str,
+    asked: tuple[Path | None, Sequence[str]],
+    folders: tuple[Path, Path],
+    workers: int,
+    save_every: float,
 ) -> Path:
     """Fit the machines and regressors on annotated photos; return the finished model.
 
     start: the trained detector whose layers are used. asked: YAML file and `key=value` settings. folders: of the run
-    and of the cache. What takes minutes is done in one go: a run that was stopped starts anew, but for its cache.
+    and of the cache. save_every: seconds between two states of the machines, from which a stopped run continues.
     """
     from detector.checkpoints import load_detector, save_detector
     from detector.datasets import open_datasets
@@ -43,7 +49,8 @@ def train_machines(
     dataset = open_datasets(data, net.class_names)
     click.echo(f"{len(dataset)} images, {sum(map(len, dataset.truths))} objects", err=True)
     out, cache = folders
-    rows = [(s.image_id, s.truth.boxes.tolist(), s.truth.labels.tolist()) for s in dataset]
+    truths = [(s.image_id, s.truth) for s in dataset]
+    rows = [(name, t.boxes.tolist(), t.labels.tolist(), t.difficult.tolist()) for name, t in truths]
     settings = net.config.to_dict()
     key = settings_key({"data": json.dumps(rows), "start": base.fingerprint(), "config": settings})
     record = {"data": list(data), "start": start, "classes": net.class_names, "settings": settings}
@@ -53,8 +60,14 @@ def train_machines(
     examples = _examples(net, dataset, cache, workers)
     write_json(out / "run.json", record)
     net.use_engine("auto")
-    _fit(examples)
+    try:
+        _fit_machines(examples, RunFolder(out, key), save_every)
+        _fit_regressors(examples)
+    except KeyboardInterrupt:
+        click.echo(f"stopped; the same command continues the run in {out}", err=True)
+        raise
     save_detector(net, out / "model.safetensors", {"run": key})
+    (out / "state.safetensors").unlink(missing_ok=True)
     return out / "model.safetensors"
 
 
@@ -106,23 +119,34 @@ def _examples(net: MachineNet, dataset: Dataset, cache: Path, workers: int) -> E
     return Examples(net, dataset.samples, caches)
 
 
-def _fit(examples: Examples) -> None:
-    """Fit machines, then regressors if they are asked for, with a bar that counts images."""
-    from detector.machine_training import fit_machines, fit_regressors
+def _fit_machines(examples: Examples, run: RunFolder, save_every: float) -> None:
+    """Fit the machines, or what a state on disk leaves to do, with a bar that counts visits of images."""
+    from detector.machine_training import MachineRun
     from detector.mining import MiningRule
     from detector.svm import LinearSVM
 
-    config = examples.net.config
-    stages: list[tuple[str, int, Any]] = [
-        ("support vector machines", 2, lambda watch: fit_machines(examples, LinearSVM(), MiningRule(), watch))
-    ]
-    if config.box_regression == "ridge":
-        stages.append(("box regressors", 2, lambda watch: fit_regressors(examples, "spp", watch)))
-    for title, passes, fit in stages:
-        with progress_bar(passes * len(examples.samples), title, "image") as bar, held_back() as check:
+    machines = MachineRun(examples, LinearSVM(), MiningRule(), run.folder, run.key, save_every)
+    machines.continue_from_disk()
+    with _watched("support vector machines", 2 * len(examples.samples), machines.step) as watch:
+        machines.fit(watch)
 
-            def watch(count: int, bar: Any = bar, check: Any = check) -> None:
-                bar.update(count)
-                check()
 
-            fit(watch)
+def _fit_regressors(examples: Examples) -> None:
+    """Fit the regressors if they are asked for. They begin with the first image again if they are stopped."""
+    from detector.machine_training import fit_regressors
+
+    if examples.net.config.box_regression == "ridge":
+        with _watched("box regressors", len(examples.samples), 0) as watch:
+            fit_regressors(examples, "spp", watch)
+
+
+@contextmanager
+def _watched(title: str, total: int, done: int) -> Iterator[Callable[[int], None]]:
+    """Yield what is told of images: it moves a bar and raises KeyboardInterrupt if Ctrl-C was pressed."""
+    with progress_bar(total, title, "image", done) as bar, held_back() as check:
+
+        def watch(count: int) -> None:
+            bar.update(count)
+            check()
+
+        yield watch
