@@ -112,7 +112,7 @@ class Trunk(nn.Module):
         """Map a normalised (N, 3, H, W) image to one map per tap."""
         wanted = {tap.layer: None for tap in self.taps}
         outputs: dict[str, Tensor] = {}
-        for layer, module in _stages(self.model):
+        for layer, module in list_stages(self.model):
             x = module(x)
             if layer in wanted:
                 outputs[layer] = x
@@ -208,7 +208,7 @@ def _taps(name: str, model: Any) -> tuple[Tap, ...]:
         )
     taps = _OWN_TAPS.get(name) or _TORCHVISION_TAPS.get(name)
     if taps is None:
-        stages = _stages(model)
+        stages = list_stages(model)
         geometry, channels = measure_geometry(stages)
         taps = (Tap(stages[-1][0], geometry.stride, geometry.offset, channels),)
     return taps
@@ -276,7 +276,7 @@ def _pretrained(name: str) -> nn.Module:
     return model
 
 
-def _stages(model: nn.Module) -> list[tuple[str, nn.Module]]:
+def list_stages(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """List the top-level stages of a classification network in order, sequences taken apart, up to its pooling."""
     stages: list[tuple[str, nn.Module]] = []
     for name, child in model.named_children():
@@ -291,6 +291,6 @@ def _stages(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 def _used_stages(model: nn.Module, taps: tuple[Tap, ...]) -> list[tuple[str, nn.Module]]:
     """List the stages up to the last tap in order."""
-    stages = _stages(model)
+    stages = list_stages(model)
     names = [name for name, _ in stages]
     return stages[: max(names.index(tap.layer) for tap in taps) + 1]

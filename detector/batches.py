@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,10 +19,17 @@ from .config import Config
 from .datasets import Sample
 from .features import flip_map
 from .preparation import Caches
+from .reduced import ReducedCaches
+from .regions import RegionDetector
 from .sampling import candidates, mirror, sample
+from .scales import FeaturePyramid, choose_levels
+from .sppnet import SPPNet
 from .structures import FeatureMap, GroundTruth
 
 _AHEAD = 3
+# One of numba's threading layers aborts the process when two Python threads start parallel work at the same time.
+_POOLING = threading.Lock()
+_SCALES = 1 << 20  # above every place in a batch: makes the draw of scales another one than that of regions
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,6 +41,39 @@ class Regions:
     labels: Tensor
     targets: Tensor
 
+    def pool(self, model: RegionDetector) -> tuple[Tensor, Tensor]:
+        """Return what the head reads of the regions, to learn: the pyramid's bins (R, bins, C) and the context."""
+        device = model.trunk.mean.device
+        return model.pool_regions([m.to(device) for m in self.maps], self.boxes.to(device))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PooledRegions:
+    """Hold one image's share of a batch behind layers that do not learn: pooled bins (R, bins, C) instead of boxes.
+
+    labels: (R,) int64. targets: (R, 4) float32.
+    """
+
+    pooled: Tensor
+    labels: Tensor
+    targets: Tensor
+
+    def pool(self, model: RegionDetector) -> tuple[Tensor, Tensor]:
+        """Return what the head reads of the regions, to learn: the pyramid's bins (R, bins, C), and no context."""
+        return self.pooled.to(model.trunk.mean.device), self.pooled.new_zeros(len(self.pooled), 0)
+
+
+class Share(Protocol):
+    """Be one image's share of a batch."""
+
+    @property
+    def labels(self) -> Tensor: ...
+
+    @property
+    def targets(self) -> Tensor: ...
+
+    def pool(self, model: RegionDetector, /) -> tuple[Tensor, Tensor]: ...
+
 
 def draw_regions(
     maps: tuple[FeatureMap, ...], boxes: Tensor, truth: GroundTruth, config: Config, key: tuple[int, int, int]
@@ -40,8 +82,7 @@ def draw_regions(
 
     boxes: (R, 4) proposals. key: seeds the draw; the last number is K, the label of background.
     """
-    seed = int(np.random.SeedSequence(key[:2]).generate_state(1, np.uint64)[0] >> 1)
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(key)
     flipped = config.flip and bool(torch.rand(1, generator=generator) < 0.5)
     rows = candidates(boxes, truth, key[2], config)
     chosen = sample(rows, config, generator)
@@ -51,6 +92,12 @@ def draw_regions(
         maps = tuple(flip_map(m, width) for m in maps)
         boxes, targets = mirror(boxes, width), targets * torch.tensor([-1.0, 1.0, 1.0, 1.0])
     return Regions(maps, boxes, labels, targets)
+
+
+def seeded(key: tuple[int, int, int]) -> torch.Generator:
+    """Return a generator that depends on the first two numbers of a draw's key."""
+    seed = int(np.random.SeedSequence(key[:2]).generate_state(1, np.uint64)[0] >> 1)
+    return torch.Generator().manual_seed(seed)
 
 
 def repeat_factors(samples: Sequence[Sample], classes: int, threshold: float) -> NDArray[np.float64]:
@@ -85,7 +132,7 @@ class RegionBatches(ABC):
         """Return maps of an image, one per tap."""
 
     @abstractmethod
-    def draw(self, item: Sample, key: tuple[int, int, int]) -> Regions:
+    def draw(self, item: Sample, key: tuple[int, int, int]) -> Share:
         """Draw regions of an image; key seeds the draw, its last number is the label of background."""
 
     def images(self, step: int) -> list[int]:
@@ -102,10 +149,10 @@ class RegionBatches(ABC):
         for index in order[:count]:
             yield [m.with_values(m.values.float()) for m in self.maps(self.samples[int(index)])]
 
-    def iterate(self, start: int) -> Iterator[list[Regions]]:
+    def iterate(self, start: int) -> Iterator[list[Share]]:
         """Yield the batches from step `start` to the end of the run."""
         with ThreadPoolExecutor(2) as pool:
-            ahead: deque[list[Future[Regions]]] = deque()
+            ahead: deque[list[Future[Share]]] = deque()
             try:
                 for step in range(start, self.steps + _AHEAD):
                     if step < self.steps:
@@ -117,7 +164,7 @@ class RegionBatches(ABC):
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
 
-    def _regions(self, step: int, place: int, index: int) -> Regions:
+    def _regions(self, step: int, place: int, index: int) -> Share:
         """Draw regions of an image; its place in the batch seeds the draw, since it may be there twice."""
         return self.draw(self.samples[index], (self.config.seed * 1_000_003 + step, place, self.background))
 
@@ -139,3 +186,34 @@ class Batches(RegionBatches):
         boxes = boxes[: self.config.max_proposals]
         maps = tuple(m.with_values(m.values.float()) for m in maps)
         return draw_regions(maps, boxes, item.truth, self.config, key)
+
+
+class PooledBatches(RegionBatches):
+    """Give the batches of a run in which the fully connected layers of SPP-net learn alone, from reduced maps.
+
+    Regions are drawn as by `Batches`; each is looked at on the scale that the rule chooses, or on one drawn at random.
+    """
+
+    def __init__(self, samples: Sequence[Sample], caches: ReducedCaches, net: SPPNet):
+        super().__init__(samples, net.config, len(net.class_names))
+        self.caches, self.net = caches, net
+
+    def maps(self, item: Sample) -> tuple[FeatureMap, ...]:
+        """Return the reduced maps of an image, one per scale."""
+        return self.caches.read(item)[0].fine
+
+    def draw(self, item: Sample, key: tuple[int, int, int]) -> PooledRegions:
+        """Draw regions of an image and pool them; key seeds the draw, its last number is the label of background."""
+        pyramid, boxes = self.caches.read(item)
+        drawn = draw_regions(pyramid.fine, boxes[: self.config.max_proposals], item.truth, self.config, key)
+        pyramid = FeaturePyramid(drawn.maps, (), pyramid.size)
+        if self.config.random_scale:
+            generator = seeded((key[0], key[1] + _SCALES, 0))
+            levels = torch.randint(len(pyramid.fine), (len(drawn.boxes),), generator=generator)
+        else:
+            levels = choose_levels(drawn.boxes, pyramid, self.config.scale_rule)
+        windows, rows = pyramid.place(drawn.boxes, levels, self.config.projection)
+        with _POOLING:
+            pooled = self.net.pool(pyramid, windows, self.config.levels)
+        # Indexing makes an ordinary tensor of one from inference mode, which layers cannot learn from.
+        return PooledRegions(pooled[rows], drawn.labels, drawn.targets)

@@ -87,6 +87,16 @@ class ClassifierConfig:
         if self.learn == "all" and self.head == "svm":
             raise ValueError("expected head=fc to learn all layers: a support vector machine reads fixed vectors")
 
+    @property
+    def optimizer(self) -> str:
+        """Return the name of the optimiser (`detector.optimizers`); there is no choice."""
+        return "adamw"
+
+    @property
+    def rate_drops(self) -> tuple[float, ...]:
+        """Return no drops of the learning rate: it warms up and falls as half a cosine."""
+        return ()
+
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain JSON types."""
         return {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(self).items()}

@@ -18,7 +18,7 @@ from .classification import Classifier, classification_loss, mirrored_bins
 from .features import FeatureStore
 from .images import read_image
 from .labels import LabelledImage
-from .learning import learning_rate
+from .optimizers import learning_rate
 from .structures import FeatureMap
 from .svm import LinearSVM
 from .trees import header_size

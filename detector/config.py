@@ -18,6 +18,8 @@ Settings = TypeVar("Settings")
 DETECTORS = ("sppnet", "rcnn", "svm")
 SVM_LAYERS = ("pool5", "fc6", "fc7")
 BOX_REGRESSIONS = ("joint", "ridge", "none")
+LEARNED = ("all", "fc")
+OPTIMIZERS = ("adamw", "sgd")
 # Settings in [0, 1].
 _PARTS = (
     "holdout", "positive_fraction", "positive_iou", "repeat_below", "dropout", "average", "nms", "vote", "min_score",
@@ -53,6 +55,11 @@ class Config:
     crops_per_image: how many regions of a photo R-CNN keeps the maps of, to draw its regions_per_image from.
     positive_fraction, positive_iou, negative_iou: the sample of regions (paper, section 4.1).
     repeat_below: classes that fewer than this part of the images show are shown more often; 0 for every image once.
+    learn: `all` layers behind the trunk, or `fc`, the fully connected ones alone, as in the paper: the reduction stays
+    as it is, so that its maps are cached, at every one of `scales`. random_scale: let every region that `fc` learns
+    from be looked at on a scale drawn at random instead of the one that `scale_rule` chooses.
+    optimizer: `adamw`, or `sgd` with a momentum of 0.9 (`detector.optimizers`). rate_drops: parts of the run,
+    ascending, at which the learning rate falls tenfold; empty for a warm-up and half a cosine.
     flip: show every second image mirrored. dropout: of fc6 and fc7. box_weight: of the box loss beside the class loss.
     average: decay of the running average of the weights, which is what is kept; 0 keeps the last weights.
     rank_prior: the score of proposal r, best first, is divided by 1 + rank_prior * r / 1000.
@@ -89,6 +96,10 @@ class Config:
     positive_iou: float = 0.5
     negative_iou: tuple[float, float] = (0.1, 0.5)
     repeat_below: float = 0.1
+    learn: str = "all"
+    random_scale: bool = False
+    optimizer: str = "adamw"
+    rate_drops: tuple[float, ...] = ()
     flip: bool = True
     dropout: float = 0.5
     learning_rate: float = 1e-3
@@ -120,7 +131,12 @@ class Config:
             raise ValueError(f"expected scales of at least 1, got {self.scales}")
         if self.detector not in DETECTORS:
             raise ValueError(f"expected a detector among {', '.join(DETECTORS)}, got {self.detector!r}")
-        for name, known in (("svm_layer", SVM_LAYERS), ("box_regression", BOX_REGRESSIONS)):
+        for name, known in (
+            ("svm_layer", SVM_LAYERS),
+            ("box_regression", BOX_REGRESSIONS),
+            ("learn", LEARNED),
+            ("optimizer", OPTIMIZERS),
+        ):
             if getattr(self, name) not in known:
                 raise ValueError(f"expected a {name} among {', '.join(known)}, got {getattr(self, name)!r}")
         if self.detector == "rcnn" and self.region_mean:
@@ -135,6 +151,10 @@ class Config:
                 raise ValueError(f"expected {name} of at least 0, got {getattr(self, name)}")
         if self.regions_per_image < 2:
             raise ValueError(f"expected regions_per_image of at least 2, got {self.regions_per_image}")
+        if self.learn == "fc" and (self.detector == "rcnn" or self.region_mean):
+            raise ValueError("expected learn=all for rcnn and with region_mean: their maps are not cached reduced")
+        if list(self.rate_drops) != sorted(self.rate_drops) or not all(0 < part < 1 for part in self.rate_drops):
+            raise ValueError(f"expected rate_drops in (0, 1), ascending, got {self.rate_drops}")
         if not 0 <= self.negative_iou[0] < self.negative_iou[1] <= self.positive_iou:
             raise ValueError(f"expected negative_iou as 0 <= low < high <= positive_iou, got {self.negative_iou}")
 
@@ -169,17 +189,21 @@ def _check_types(values: Mapping[str, Any], source: str, kind: type[Any]) -> dic
     return {key: _convert(key, value, types[key], source) for key, value in values.items()}
 
 
-def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: Path | None, overrides: Sequence[str] = (), defaults: Mapping[str, Any] | None = None) -> Config:
     """Read a YAML file, then apply `key=value` overrides; either may be missing.
 
+    defaults: what holds where neither says anything (`detector.presets`), instead of the defaults of Config.
     Raises ValueError that names the file or the override, and what was expected.
     """
-    return load_settings(path, overrides, Config)
+    return load_settings(path, overrides, Config, defaults)
 
 
-def load_settings(path: Path | None, overrides: Sequence[str], kind: type[Settings]) -> Settings:
+def load_settings(
+    path: Path | None, overrides: Sequence[str], kind: type[Settings], defaults: Mapping[str, Any] | None = None
+) -> Settings:
     """Read settings of a kind, a dataclass, as `load_config` does."""
     values, source = read_settings(path, overrides, kind)
+    values = {**(defaults or {}), **values}
     if kind is Config and not str(values.get("trunk", Config().trunk)).startswith("efficientnet_lite"):
         values.setdefault("layers", [])  # the default names layers of EfficientNet-Lite
     return settings_from_dict(values, source, kind)
@@ -214,7 +238,7 @@ def _convert(key: str, value: Any, wanted: Any, source: str) -> Any:
     """Convert a YAML value to a field's type."""
     items = getattr(wanted, "__args__", None)
     if items is not None:
-        empty = key not in ("layers", "scales") and not value
+        empty = key not in ("layers", "scales", "rate_drops") and not value
         if not isinstance(value, list | tuple) or empty or (items[-1] is not Ellipsis and len(value) != len(items)):
             raise ValueError(f"{source}: expected a list for {key}, got {value!r}")
         return tuple(_convert(key, item, items[0], source) for item in value)

@@ -22,7 +22,8 @@ from .classifier_config import ClassifierConfig
 from .classifier_files import save_classifier
 from .images import read_image, resize_image, scaled_size
 from .labels import LabelledImage
-from .learning import LearningRun, learning_rate
+from .learning import LearningRun
+from .optimizers import learning_rate
 
 _AHEAD = 3
 _METRIC_STEPS = 20

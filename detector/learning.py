@@ -7,7 +7,6 @@ A run's folder holds `state.safetensors` (to continue from), `metrics.jsonl` and
 from __future__ import annotations
 
 import json
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,18 +20,11 @@ from torch import Tensor, nn
 from .checkpoints import load_learned, read_tensors, save_tensors
 from .features import settings_key
 from .files import write_text
+from .optimizers import MEMORY, Rates, learning_rate, make_optimizer, set_rate
 
-_WARM_UP_STEPS = 200
 
-
-class Settings(Protocol):
+class Settings(Rates, Protocol):
     """Name what every training run needs to know."""
-
-    @property
-    def learning_rate(self) -> float: ...
-
-    @property
-    def weight_decay(self) -> float: ...
 
     @property
     def average(self) -> float: ...
@@ -70,13 +62,8 @@ class LearningRun(ABC, Generic[Model]):
         self.model, self.folder = model, folder
         self.rates = config
         self.parameters = model.learned_parameters()
-        matrices = [p for p in self.parameters.values() if p.ndim > 1]
-        vectors = [p for p in self.parameters.values() if p.ndim <= 1]  # biases and norms do not decay
-        groups = [
-            {"params": matrices, "weight_decay": config.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+        self.optimizer = make_optimizer(self.parameters.values(), config)
+        self.memory = MEMORY[config.optimizer]
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
         self.key = settings_key({"data": key, "config": config.to_dict(), "classes": model.class_names})
         self.step = 0
@@ -103,12 +90,12 @@ class LearningRun(ABC, Generic[Model]):
         load_learned(self.model, {n: tensors[f"weight.{n}"] for n in self.model.learned_state()})
         for name, parameter in self.parameters.items():
             # in the memory layout of the parameter: the fused optimiser goes through both in the order of memory
-            kept = [torch.empty_like(parameter).detach() for _ in range(3)]
-            for value, what in zip(kept, ("average", "first", "second"), strict=True):
+            kept = {what: torch.empty_like(parameter).detach() for what in ("average", *self.memory)}
+            for what, value in kept.items():
                 value.copy_(tensors[f"{what}.{name}"])
-            self.average[name] = kept[0]
-            state = {"step": torch.tensor(float(metadata["step"])), "exp_avg": kept[1], "exp_avg_sq": kept[2]}
-            self.optimizer.state[parameter] = state
+            self.average[name] = kept.pop("average")
+            state = {self.memory[what]: value for what, value in kept.items()}
+            self.optimizer.state[parameter] = state | {"step": torch.tensor(float(metadata["step"]))}
         self.step = int(metadata["step"])
         self.history = [self.row(**row) for row in json.loads(metadata["history"])]
 
@@ -118,7 +105,7 @@ class LearningRun(ABC, Generic[Model]):
         for name, parameter in self.parameters.items():
             state = self.optimizer.state[parameter]
             tensors[f"average.{name}"] = self.average[name]
-            tensors |= {f"first.{name}": state["exp_avg"], f"second.{name}": state["exp_avg_sq"]}
+            tensors |= {f"{what}.{name}": state[field] for what, field in self.memory.items()}
         rows = [asdict(row) for row in self.history]
         metadata = {"key": self.key, "step": str(self.step), "history": json.dumps(rows)}
         save_tensors(tensors, self.folder / "state.safetensors", metadata)
@@ -135,8 +122,7 @@ class LearningRun(ABC, Generic[Model]):
 
     def descend(self, loss: Tensor, steps: int) -> None:
         """Take one step of the optimiser down a loss, and move the running average of the weights."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.rates, self.step, steps)
+        set_rate(self.optimizer, learning_rate(self.rates, self.step, steps))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -153,9 +139,3 @@ class LearningRun(ABC, Generic[Model]):
         self.save_model(path, {"run": self.key, "history": json.dumps([asdict(m) for m in self.history])})
         (self.folder / "state.safetensors").unlink(missing_ok=True)
         return path
-
-
-def learning_rate(config: Settings, step: int, steps: int) -> float:
-    """Rise linearly over the first steps, then fall as half a cosine to 1 % of the rate."""
-    rise = min(1.0, (step + 1) / min(_WARM_UP_STEPS, max(1, steps // 10)))
-    return config.learning_rate * rise * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))

@@ -23,7 +23,7 @@ from .example_store import ExampleStore
 from .feature_norm import MeanNorm
 from .machines import MachineNet
 from .mining import ImageRegions, Miner, MiningReport, MiningRule
-from .preparation import Caches
+from .reduced import ReducedCaches
 from .regression import BoxRegressor, Matches
 from .scales import FeaturePyramid
 from .structures import GroundTruth
@@ -42,14 +42,12 @@ class Examples:
 
     net: MachineNet
     samples: Sequence[Sample]
-    caches: Caches
+    caches: ReducedCaches
 
     def read(self, sample: Sample) -> tuple[FeaturePyramid, Tensor]:
-        """Return the maps of an image, reduced, and its proposals (R, 4)."""
-        maps, boxes = self.caches.read(sample)
-        device = self.net.trunk.mean.device
-        moved = [m.with_values(m.values.float()).to(device) for m in maps]
-        return self.net.join([moved], sample.truth.size), boxes[: self.net.config.max_proposals]
+        """Return the reduced maps of an image and its proposals (R, 4)."""
+        pyramid, boxes = self.caches.read(sample)
+        return pyramid.to(self.net.trunk.mean.device), boxes[: self.net.config.max_proposals]
 
     def __iter__(self) -> Iterator[ImageRegions]:
         return map(self.regions, self.samples)

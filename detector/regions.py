@@ -187,8 +187,12 @@ class RegionDetector(nn.Module):
         return BoxScores(boxes, probabilities.cpu(), refined, self.class_names)
 
     def learned_parameters(self) -> dict[str, nn.Parameter]:
-        """Return the parameters that learn, by name: those of `reduction` and `head`."""
-        return {name: p for name, p in self.named_parameters() if not name.startswith("trunk.")}
+        """Return the parameters that learn, by name: of `reduction` and `head`, or of fully connected layers alone.
+
+        The latter, with `learn` of `fc`, leaves the norm of the pooled bins as it is, too.
+        """
+        fixed = ("trunk.", "reduction.", "head.norm.") if self.config.learn == "fc" else ("trunk.",)
+        return {name: p for name, p in self.named_parameters() if not name.startswith(fixed)}
 
     def learned_state(self) -> dict[str, Tensor]:
         """Return all that training gives the detector, by name: learned parameters and measured statistics."""

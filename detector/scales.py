@@ -19,12 +19,18 @@ CODE_SIDE = 13 * 16  # the same in the authors' code: cells of conv5 times their
 class FeaturePyramid:
     """Hold the maps of one image, one level per scale, smallest first.
 
-    fine: the maps that are pooled. coarse: those whose means describe regions. size: (height, width) of the image.
+    fine: the maps that are pooled. coarse: those whose means describe regions, as many, or none where nothing reads
+    them (`region_mean` off). size: (height, width) of the image.
     """
 
     fine: tuple[FeatureMap, ...]
     coarse: tuple[FeatureMap, ...]
     size: Size
+
+    def to(self, device: torch.device | str) -> FeaturePyramid:
+        """Return the same maps on a device."""
+        fine, coarse = (tuple(m.to(device) for m in maps) for maps in (self.fine, self.coarse))
+        return FeaturePyramid(fine, coarse, self.size)
 
     def locate(self, boxes: Tensor, rule: str, projection: str) -> tuple[Tensor, Tensor]:
         """Find the windows of (R, 4) boxes, each on the level that `rule` chooses (`choose_levels`).
@@ -32,7 +38,10 @@ class FeaturePyramid:
         projection: how a box becomes whole cells (`boxes.project`). Returns the distinct windows (D, 5) int64, level
         and cells x1, y1, x2, y2, in ascending order, and the row of each box among them (R,).
         """
-        levels = choose_levels(boxes, self, rule)
+        return self.place(boxes, choose_levels(boxes, self, rule), projection)
+
+    def place(self, boxes: Tensor, levels: Tensor, projection: str) -> tuple[Tensor, Tensor]:
+        """Find the windows of (R, 4) boxes, as `locate` does, each on a level (R,) int64 that is given."""
         windows = torch.zeros(len(boxes), 5, dtype=torch.int64, device=boxes.device)
         windows[:, 0] = levels
         for level, fine in enumerate(self.fine):

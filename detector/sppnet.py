@@ -63,14 +63,17 @@ class SPPNet(RegionDetector):
         """Run the trunk on a (3, H, W) uint8 image, once for every scale, and reduce its maps."""
         size = (int(image.shape[1]), int(image.shape[2]))
         scales = self.config.scales or (self.config.shorter,)
-        aspect = self.config.longest / self.config.shorter
-        return self.join([self.extractor.at(shorter, aspect)(image) for shorter in scales], size)
+        return self.join([self.extractor.at(shorter, self.aspect)(image) for shorter in scales], size)
+
+    @property
+    def aspect(self) -> float:
+        """Return the most that the longer side of an image may be of its shorter one."""
+        return self.config.longest / self.config.shorter
 
     def seen(self, size: Size, regions: int) -> tuple[int, list[Size]]:
         """Return how many images the trunk sees for one of (height, width) pixels, of each of these sizes: one."""
-        aspect = self.config.longest / self.config.shorter
         scales = self.config.scales or (self.config.shorter,)
-        sizes = [scaled_size(size, shorter, round(shorter * aspect)) for shorter in scales]
+        sizes = [scaled_size(size, shorter, round(shorter * self.aspect)) for shorter in scales]
         return 1, [(height + -height % PAD_MULTIPLE, width + -width % PAD_MULTIPLE) for height, width in sizes]
 
     def join(self, levels: Sequence[Sequence[FeatureMap]], size: Size) -> FeaturePyramid:
@@ -111,7 +114,7 @@ class SPPNet(RegionDetector):
         device = self.trunk.mean.device
         with measure(seconds, "pool", device):
             windows, rows = pyramid.locate(boxes.to(device), self.config.scale_rule, self.config.projection)
-            pooled = self._pool(pyramid, windows, self.head.coarse_levels)
+            pooled = self.pool(pyramid, windows, self.head.coarse_levels)
         with measure(seconds, "fc", device):
             probabilities = self.working_head.read_coarse(pooled).softmax(dim=1)[rows]
             scores = weigh_by_rank(probabilities, self.config.rank_prior)[:, :-1].amax(dim=1)
@@ -145,14 +148,17 @@ class SPPNet(RegionDetector):
         device = self.trunk.mean.device
         with measure(seconds, "pool", device):
             windows, rows = pyramid.locate(boxes.to(device), self.config.scale_rule, self.config.projection)
-            pooled = self._pool(pyramid, windows, self.config.levels)
+            pooled = self.pool(pyramid, windows, self.config.levels)
         with measure(seconds, "fc", device):
+            if self.head.context is None:
+                return pooled, pooled.new_zeros(len(windows), 0), rows
             maps = zip(pyramid.coarse, pyramid.fine, _split(windows, len(pyramid.fine)), strict=True)
             context = torch.cat([self.head.read_context(coarse, fine, part) for coarse, fine, part in maps])
         return pooled, context, rows
 
-    def _pool(self, pyramid: FeaturePyramid, windows: Tensor, levels: tuple[int, ...]) -> Tensor:
-        """Pool (D, 5) windows, level by level: (D, bins, C)."""
+    @torch.inference_mode()
+    def pool(self, pyramid: FeaturePyramid, windows: Tensor, levels: tuple[int, ...]) -> Tensor:
+        """Pool (D, 5) windows, ascending, level by level: (D, bins, C)."""
         split = _split(windows, len(pyramid.fine))
         pooled = windows.new_empty(len(windows), bins(levels), self.config.channels, dtype=torch.float32)
         parts = pooled.split([len(part) for part in split])

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .batches import RegionBatches, Regions
+from .batches import RegionBatches, Share
 from .checkpoints import save_detector
 from .config import Config
-from .learning import LearningRun, learning_rate
+from .learning import LearningRun
+from .optimizers import learning_rate
 from .regions import RegionDetector
 
 _MEASURED_IMAGES = 64
@@ -41,7 +42,9 @@ class Metrics:
 
 
 @dataclass(slots=True)
-class _Losses:
+class Losses:
+    """Hold the losses of a batch, and the part of its positives that got their own class, NaN without any."""
+
     classes: Tensor
     boxes: Tensor
     coarse: Tensor
@@ -52,13 +55,19 @@ class Run(LearningRun[RegionDetector]):
     """Hold a training run of a detector, of which the reduction and the head learn.
 
     key: stands for the data and caches; a folder that holds a run with another key or config is refused.
+    fresh: the layers have learned nothing yet, so that the statistics of channels are measured first.
     """
 
     row = Metrics
 
-    def __init__(self, model: RegionDetector, folder: Path, key: str):
+    def __init__(self, model: RegionDetector, folder: Path, key: str, fresh: bool = True):
         super().__init__(model, model.config, folder, key)
+        self.fresh = fresh
         self.config: Config = model.config
+
+    def losses(self, batch: Sequence[Share]) -> Losses:
+        """Return the losses of a batch, to learn from."""
+        return batch_losses(self.model, batch)
 
     def save_model(self, path: Path, extra: Mapping[str, str]) -> None:
         """Write the finished detector with some more metadata."""
@@ -74,10 +83,10 @@ def train(run: Run, batches: RegionBatches, report: Callable[[Metrics, float], N
     if run.finished:
         return run.finished
     run.continue_from_disk()
-    if run.step == 0:
+    if run.step == 0 and run.fresh:
         run.model.reduction.measure(batches.first_maps(_MEASURED_IMAGES))
     run.model.train()
-    recent: list[_Losses] = []
+    recent: list[Losses] = []
     saved = time.monotonic()
     for batch in _from_step(run, batches):
         with _bfloat16_products():
@@ -105,33 +114,32 @@ def _bfloat16_products() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def _from_step(run: Run, batches: RegionBatches) -> Iterator[list[Regions]]:
+def _from_step(run: Run, batches: RegionBatches) -> Iterator[list[Share]]:
     yield from batches.iterate(run.step)
 
 
-def _learn(run: Run, batch: Sequence[Regions], steps: int) -> _Losses:
+def _learn(run: Run, batch: Sequence[Share], steps: int) -> Losses:
     """Take one step of the optimiser and move the running average of the weights."""
     config = run.config
     torch.manual_seed(config.seed * 1_000_003 + run.step)  # dropout draws from torch's own generator
-    losses = batch_losses(run.model, batch)
+    losses = run.losses(batch)
     run.descend(losses.classes + config.box_weight * losses.boxes + losses.coarse, steps)
     return losses
 
 
-def batch_losses(model: RegionDetector, batch: Sequence[Regions]) -> _Losses:
+def batch_losses(model: RegionDetector, batch: Sequence[Share]) -> Losses:
     """Pool and classify the regions of a batch: cross entropy over K + 1 classes, smooth L1 over positives' boxes.
 
     The small classifier of a cascade learns the classes, too; what it reads does not learn from it.
     """
-    device = model.trunk.mean.device
-    parts = [model.pool_regions([m.to(device) for m in part.maps], part.boxes.to(device)) for part in batch]
+    parts = [part.pool(model) for part in batch]
     pooled, context = (torch.cat(values) for values in zip(*parts, strict=True))
     labels = torch.cat([part.labels for part in batch]).to(pooled.device)
     targets = torch.cat([part.targets for part in batch]).to(pooled.device)
     logits, deltas = model.head(pooled, context)
     if len(labels) == 0:  # photos of which no region can be learned from: a mean over none would be NaN
         nothing = logits.sum()
-        return _Losses(nothing, nothing, nothing, math.nan)
+        return Losses(nothing, nothing, nothing, math.nan)
     positive = (labels < len(model.class_names)).nonzero()[:, 0]
     own = labels[positive]
     boxes = F.smooth_l1_loss(deltas[positive, own], targets[positive], reduction="sum") / len(labels)
@@ -139,10 +147,10 @@ def batch_losses(model: RegionDetector, batch: Sequence[Regions]) -> _Losses:
     coarse = logits.new_zeros(())
     if model.head.coarse is not None:
         coarse = F.cross_entropy(model.head.read_coarse(pooled.detach()[:, model.head.coarse_bins]), labels)
-    return _Losses(F.cross_entropy(logits, labels), boxes, coarse, float(right.mean()) if len(right) else math.nan)
+    return Losses(F.cross_entropy(logits, labels), boxes, coarse, float(right.mean()) if len(right) else math.nan)
 
 
-def _mean(recent: Sequence[_Losses], run: Run, batches: RegionBatches) -> Metrics:
+def _mean(recent: Sequence[Losses], run: Run, batches: RegionBatches) -> Metrics:
     classes = sum(float(r.classes.detach()) for r in recent) / len(recent)
     boxes = sum(float(r.boxes.detach()) for r in recent) / len(recent)
     right = [r.right for r in recent if not math.isnan(r.right)]

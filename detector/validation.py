@@ -15,6 +15,7 @@ from .datasets import Sample
 from .evaluation import Result, evaluate
 from .images import read_image
 from .preparation import Caches, ProposalCache
+from .reduced import ReducedCaches
 from .regions import RegionDetector
 from .sppnet import SPPNet
 
@@ -32,7 +33,10 @@ def hold_out(samples: Sequence[Item], part: float, seed: int) -> tuple[list[Item
 
 @torch.inference_mode()
 def measure_held_out(
-    model: RegionDetector, samples: Sequence[Sample], caches: Caches | ProposalCache, report: Callable[[int], None]
+    model: RegionDetector,
+    samples: Sequence[Sample],
+    caches: Caches | ReducedCaches | ProposalCache,
+    report: Callable[[int], None],
 ) -> dict[str, Result]:
     """Detect and measure `voc07` and `voc10`: from cached maps if there are, else from the images and cached proposals.
 
@@ -45,9 +49,12 @@ def measure_held_out(
             maps, boxes = caches.read(sample)
             moved = [m.with_values(m.values.float()).to(model.trunk.mean.device) for m in maps]
             found.append(model.detect(model.join([moved], sample.truth.size), Proposals(boxes)))
+        elif isinstance(model, SPPNet) and isinstance(caches, ReducedCaches):
+            pyramid, boxes = caches.read(sample)
+            found.append(model.detect(pyramid.to(model.trunk.mean.device), Proposals(boxes)))
         else:
             image = read_image(sample.path)
-            store = caches.proposals if isinstance(caches, Caches) else caches
+            store = caches.proposals if isinstance(caches, Caches | ReducedCaches) else caches
             seen = model.predict(image, store.get(sample.image_id, image, sample.path))
             found.append(replace(seen, image=None))
         report(1)

@@ -192,17 +192,18 @@ def test_the_recipes_that_come_with_the_source_can_be_read() -> None:
 
 # What He et al. 2015 say of detection (section 4, appendix A), and what turns off that which they do not have.
 PAPER: dict[str, Any] = {
-    "detector": "sppnet", "shorter": 688, "scales": (), "scale_rule": "area", "projection": "paper",
+    "detector": "sppnet", "scales": (), "scale_rule": "area", "projection": "paper",
     "levels": (6, 3, 2, 1), "positive_fraction": 0.25, "positive_iou": 0.5, "negative_iou": (0.1, 0.5), "nms": 0.3,
     "max_proposals": 2000, "proposals": "fast", "cascade": 0, "rank_prior": 0.0, "vote": 1.0, "region_mean": False,
     "repeat_below": 0.0, "average": 0.0, "weights": "",
 }  # fmt: skip
-# Name of a recipe -> trunk, layers, whether its weights are published, channels and hidden units.
+# Name of a recipe -> trunk, layers, whether its weights are published, channels, hidden units and the shorter side, the
+# paper's 688 or that of the shipped model.
 PAPER_TRUNKS: dict[str, tuple[Any, ...]] = {
-    "zf5": ("zf5", (), False, 256, 4096),
-    "alexnet": ("alexnet", (), True, 256, 4096),
-    "vgg16": ("vgg16", (), True, 512, 4096),
-    "lite0": ("efficientnet_lite0", ("blocks.4", "blocks.6"), True, 64, 1024),
+    "zf5": ("zf5", (), False, 256, 4096, 688),
+    "alexnet": ("alexnet", (), True, 256, 4096, 688),
+    "vgg16": ("vgg16", (), True, 512, 4096, 688),
+    "lite0": ("efficientnet_lite0", ("blocks.4", "blocks.6"), True, 64, 1024, 576),
 }
 
 
@@ -213,7 +214,8 @@ def test_the_paper_s_recipes_have_its_values() -> None:
         path = folder / f"paper-{name}.yaml"
         config = load_config(path)
         assert {key: getattr(config, key) for key in PAPER} == PAPER
-        assert (config.trunk, config.layers, config.pretrained, config.channels, config.hidden) == expected
+        got = (config.trunk, config.layers, config.pretrained, config.channels, config.hidden, config.shorter)
+        assert got == expected
         text = path.read_text(encoding="utf-8")
         (five,) = (line for line in text.splitlines() if "scales: [" in line)
         assert load_config(path, [f"scales={five.partition('scales: ')[2]}"]).scales == (480, 576, 688, 864, 1200)

@@ -18,6 +18,7 @@ from detector.example_files import load_examples
 from detector.machine_training import NORM, Examples, MachineRun
 from detector.mining import MiningReport, MiningRule, mine, scale_features
 from detector.preparation import prepare
+from detector.reduced import ReducedCaches
 from detector.svm import LinearSVM
 from tests.toy import CLASSES, SETTINGS, SMALL, command, draw, finish, make_caches, small_model, stop
 
@@ -34,7 +35,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Examples:
     folder = tmp_path_factory.mktemp("machines")
     dataset = open_dataset(f"voc:{draw(folder / 'toy', 16)}:train", CLASSES)
     net = build(small_model(), settings_of(SMALL, None, ["svm_layer=pool5"]))
-    caches = make_caches(folder / "cache", net)
+    caches = ReducedCaches.of(net, make_caches(folder / "cache", net).proposals, folder / "cache" / "maps")
     prepare(dataset.samples, caches, 1, lambda count: None)
     return Examples(net, dataset.samples, caches)
 

@@ -19,6 +19,7 @@ from detector.datasets import open_dataset
 from detector.machine_training import Examples, fit_machines, fit_regressors, negatives_of
 from detector.machines import MachineNet
 from detector.mining import MiningRule
+from detector.reduced import ReducedCaches
 from detector.regression import BoxRegressor, Matches
 from detector.structures import GroundTruth
 from detector.svm import LinearSVM
@@ -109,9 +110,10 @@ def test_a_detector_takes_what_was_fitted_and_survives_the_disk(tmp_path: Path) 
     toy = draw(tmp_path / "toy", 24)
     dataset = open_dataset(f"voc:{toy}:train", CLASSES)
     net = build(small_model(), settings_of(SMALL, None, ["svm_layer=pool5", "min_score=0.0"]))
-    examples = Examples(net, dataset.samples, make_caches(tmp_path / "cache", net))
+    proposals = make_caches(tmp_path / "cache", net).proposals
+    examples = Examples(net, dataset.samples, ReducedCaches.of(net, proposals, tmp_path / "cache"))
     seen: list[int] = []
-    svm = LinearSVM(C=0.1)
+    svm = LinearSVM(C=0.01)
     report = fit_machines(examples, svm, MiningRule(), seen.append)
     assert sum(seen) == 2 * len(dataset)
     assert bool((report.added > 0).all())
@@ -146,25 +148,20 @@ def run(*arguments: object) -> Result:
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     toy = f"voc:{REPOSITORY / 'data' / 'toy'}:train"
     base = run("train", toy, "--out", tmp_path / "a", "--detector", "svm")
-    assert (base.exit_code, "expected it together with --detector svm" in base.stderr) == (2, True)
-    for options in (("--classes", "circle"), ("--device", "meta")):
+    assert (base.exit_code, "--detector svm: expected --start MODEL" in base.stderr) == (2, True)
+    for options in (("--preset", "code"), ("--device", "meta")):
         other = run("train", toy, "--out", tmp_path / "a", "--detector", "svm", "--start", "voc-lite0", *options)
         assert other.exit_code == 2
         assert not (tmp_path / "a").exists()
-    assert (
-        "expected the classes of --start and the device cpu"
-        in run(
-            "train", toy, "--out", tmp_path / "a", "--detector", "svm", "--start", "voc-lite0", "--classes", "circle"
-        ).stderr
-    )
     save_detector(small_model(), tmp_path / "small.safetensors")
     wrong = run(
         "train", toy, "--out", tmp_path / "a", "--detector", "svm", "--start", tmp_path / "small.safetensors",
         "--set", "hidden=64",
     )  # fmt: skip
     assert (wrong.exit_code, "expected settings that fit its layers" in wrong.stderr) == (1, True)
-    with pytest.raises(ValueError, match="expected an SPP-net that looks at one scale"):
-        settings_of(replace(SMALL, scales=(100, 200)), None, ())
+    with pytest.raises(ValueError, match="expected an SPP-net, got R-CNN"):
+        settings_of(replace(SMALL, detector="rcnn", region_mean=False), None, ())
+    assert settings_of(replace(SMALL, scales=(100, 200)), None, ()).scales == (100, 200)
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ _COMMANDS = {
     "detect": ("detector.cli.detect", "detect", "Find objects in photos and draw them."),
     "classify": ("detector.cli.classify", "classify", "Say what photos of any size show."),
     "train": ("detector.cli.train", "train", "Train a detector, or a classifier, on annotated photos."),
+    "refit": ("detector.cli.refit", "refit", "Refit one class of a detector with new photos, in seconds."),
     "propose": ("detector.cli.propose", "propose", "Propose regions of photos and keep them."),
     "recall": ("detector.cli.recall", "recall", "Measure how many objects proposals cover, side by side."),
     "benchmark": ("detector.cli.benchmark", "benchmark", "Race SPP-net against R-CNN, stage by stage."),
@@ -109,6 +110,7 @@ def main(ctx: click.Context, verbose: bool) -> None:
       sppnet detect cat.jpg --out found --boxes my.json  name boxes you already have
       sppnet classify photos/                   what each photo shows, whatever its size
       sppnet train voc:VOC2007:trainval --out run        a model of your own
+      sppnet refit run/model.safetensors --class cat --background photos/ --out run/new.safetensors
       sppnet propose photos/ --out boxes        regions that may hold an object
       sppnet recall --data voc:VOC2007:test --proposals fast,quality --out recall
       sppnet benchmark                          how many times R-CNN's time it saves here

@@ -31,6 +31,17 @@ class RunFolder:
     key: str
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Hold where a run and its caches go, and what computes it."""
+
+    out: Path
+    cache: Path
+    device: str
+    workers: int
+    save_every: float
+
+
 def step_on_disk(run: Started, record: Mapping[str, Any]) -> int | None:
     """Return the step that the run's folder has reached, None if it is finished.
 
@@ -58,20 +69,36 @@ def _difference(path: Path, record: Mapping[str, Any]) -> str:
         old = json.loads(path.read_text(encoding="utf-8"))
         values = [(key, old["settings"].get(key), value) for key, value in record["settings"].items()]
         changed = [
+            f"--{name} {old.get(name, usual)} instead of {record.get(name, usual)}"
+            for name, usual in (("task", "detect"), ("start", "nothing"))
+            if old.get(name) != record.get(name)
+        ]
+        changed += [
             f"{key}={json.dumps(was)} instead of {json.dumps(value)}" for key, was, value in values if was != value
         ]
         if old["classes"] != list(record["classes"]):
-            changed.append(f"the classes {', '.join(old['classes'])}")
+            more = ", ..." if len(old["classes"]) > 20 else ""
+            changed.append(f"the classes {', '.join(old['classes'][:20])}{more}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "another model"
     return f"a run with {', '.join(changed) or 'other photos, annotations or proposals'}"
 
 
-def next_step(model: Path, data: str) -> str:
-    """Return the commands that use a finished detector, with a test split of the same data set if it has one."""
+def next_step(model: Path, data: str, pretrained: bool = False) -> str:
+    """Return the commands that use a finished detector, with a test split of the same data set if it has one.
+
+    pretrained: it names no objects yet, and is to be fine-tuned.
+    """
+    if pretrained:
+        return f"next: sppnet train {shlex.quote(data)} --start {shlex.quote(str(model))} --preset code --out RUN"
     name, test = shlex.quote(str(model)), shlex.quote(test_split(data) or "voc:ROOT:SPLIT")
     measure = f"sppnet evaluate --model {name} --data {test}"
     return f"next: {measure}\n   or: sppnet detect PHOTO --model {name} --out found"
+
+
+def split_names(classes: str | None) -> list[str] | None:
+    """Return the names that a user gave, comma separated; None for none."""
+    return None if classes is None else [name.strip() for name in classes.split(",")]
 
 
 def test_split(data: str) -> str | None:

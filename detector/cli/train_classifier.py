@@ -14,24 +14,13 @@ import click
 from .folders import check_images
 from .interrupts import held_back
 from .progress import progress_bar
-from .runs import RunFolder, fill_caches, step_on_disk, test_split
+from .runs import Place, RunFolder, fill_caches, split_names, step_on_disk, test_split
 
 if TYPE_CHECKING:
     from detector.classification import Classifier
     from detector.classifier_config import ClassifierConfig
     from detector.image_training import ImageMetrics
     from detector.labels import LabelledImage, LabelSet
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Hold where a run and its caches go, and what computes it."""
-
-    out: Path
-    cache: Path
-    device: str
-    workers: int
-    save_every: float
 
 
 def train_classifier(
@@ -43,8 +32,7 @@ def train_classifier(
     from detector.labels import open_labels
 
     settings = load_settings(config, overrides, ClassifierConfig)
-    names = None if classes is None else [name.strip() for name in classes.split(",")]
-    dataset = open_labels(data, names)
+    dataset = open_labels(data, split_names(classes))
     kind = "any number of classes each" if dataset.multi_label else "one class each"
     text = f"{len(dataset)} images, {kind}, {len(dataset.class_names)} classes: {', '.join(dataset.class_names)}"
     click.echo(text, err=True)

@@ -13,7 +13,7 @@ import click
 from .folders import check_images
 from .interrupts import held_back
 from .progress import prepare_proposer, progress_bar
-from .runs import RunFolder, fill_caches, step_on_disk
+from .runs import Place, RunFolder, fill_caches, split_names, step_on_disk
 
 if TYPE_CHECKING:
     from detector.config import Config
@@ -28,40 +28,42 @@ _PAPER = {"detector": "svm", "cascade": 0, "rank_prior": 0.0, "vote": 1.0, "min_
 
 def train_machines(
     data: Sequence[str],
-    start: str,
+    begin: tuple[str, str | None],
     asked: tuple[Path | None, Sequence[str]],
-    folders: tuple[Path, Path],
-    workers: int,
-    save_every: float,
+    place: Place,
 ) -> Path:
     """Fit the machines and regressors on annotated photos; return the finished model.
 
-    start: the trained detector whose layers are used. asked: YAML file and `key=value` settings. folders: of the run
-    and of the cache. save_every: seconds between two states of the machines, from which a stopped run continues.
+    begin: the trained detector whose layers are used, and the classes to learn, comma separated, `all` for those of the
+    data, None for those of the detector. asked: YAML file and `key=value` settings. A run that was stopped continues
+    from its last state.
     """
     from detector.checkpoints import load_detector, save_detector
     from detector.datasets import open_datasets
     from detector.features import settings_key
     from detector.files import write_json
 
+    start, classes = begin
     base = load_detector(start, engine="eager")
-    net = build(base, settings_of(base.config, *asked))
-    dataset = open_datasets(data, net.class_names)
+    names = base.class_names if classes is None else None if classes == "all" else split_names(classes)
+    dataset = open_datasets(data, names)
+    net = build(base, settings_of(base.config, *asked), dataset.class_names)
     click.echo(f"{len(dataset)} images, {sum(map(len, dataset.truths))} objects", err=True)
-    out, cache = folders
+    out = place.out
     truths = [(s.image_id, s.truth) for s in dataset]
     rows = [(name, t.boxes.tolist(), t.labels.tolist(), t.difficult.tolist()) for name, t in truths]
     settings = net.config.to_dict()
-    key = settings_key({"data": json.dumps(rows), "start": base.fingerprint(), "config": settings})
+    parts = {"data": json.dumps(rows), "start": base.fingerprint(), "config": settings}
+    key = settings_key(parts | {"classes": list(net.class_names)})
     record = {"data": list(data), "start": start, "classes": net.class_names, "settings": settings}
     if step_on_disk(RunFolder(out, key), record) is None:
         click.echo(f"{out} holds the finished run already", err=True)
         return out / "model.safetensors"
-    examples = _examples(net, dataset, cache, workers)
-    write_json(out / "run.json", record)
     net.use_engine("auto")
+    examples = _examples(net, dataset, place.cache, place.workers)
+    write_json(out / "run.json", record)
     try:
-        _fit_machines(examples, RunFolder(out, key), save_every)
+        _fit_machines(examples, RunFolder(out, key), place.save_every)
         _fit_regressors(examples)
     except KeyboardInterrupt:
         click.echo(f"stopped; the same command continues the run in {out}", err=True)
@@ -78,42 +80,39 @@ def settings_of(base: Config, path: Path | None, overrides: Sequence[str]) -> Co
     """
     from detector.config import Config, read_settings, settings_from_dict
 
-    if base.detector == "rcnn" or base.scales:
-        raise ValueError("--start: expected an SPP-net that looks at one scale, got another detector")
+    if base.detector == "rcnn":
+        raise ValueError("--start: expected an SPP-net, got R-CNN")
     given, source = read_settings(path, overrides, Config)
     return settings_from_dict(base.to_dict() | _PAPER | given | {"detector": "svm"}, source, Config)
 
 
-def build(base: RegionDetector, config: Config) -> MachineNet:
+def build(base: RegionDetector, config: Config, class_names: Sequence[str] | None = None) -> MachineNet:
     """Return a detector with the layers of a trained one and machines that have learned nothing.
 
-    Raises ValueError if settings do not fit the layers.
+    class_names: what the machines will tell apart, by default the classes of the trained detector.
+    Raises ValueError if settings do not fit the layers, or boxes are to be corrected for other classes than it knows.
     """
     import torch
 
     from detector.machines import MachineNet
+    from detector.transfer import take_layers
 
-    net = MachineNet(config, base.class_names, base.trunk)
-    learned = base.learned_state()
-    with torch.no_grad():
-        for name, value in net.learned_state().items():
-            if name.startswith(("machines.", "ridge.")):
-                continue
-            if name not in learned or learned[name].shape != value.shape:
-                raise ValueError(f"--start: expected settings that fit its layers, got others ({name})")
-            value.copy_(learned[name])
+    torch.manual_seed(config.seed)  # for layers that name classes and are not used, so that a run can be repeated
+    net = MachineNet(config, class_names or base.class_names, base.trunk)
+    if config.box_regression == "joint" and net.class_names != base.class_names:
+        raise ValueError("box_regression=joint: expected the classes of --start, got others; use ridge or none")
+    take_layers(net, base)
     return net
 
 
 def _examples(net: MachineNet, dataset: Dataset, cache: Path, workers: int) -> Examples:
     """Compute the proposals and maps that the cache does not hold yet."""
-    from detector.features import FeatureStore
     from detector.machine_training import Examples
-    from detector.preparation import Caches
+    from detector.reduced import ReducedCaches
     from proposals.store import ProposalStore
 
-    proposer = prepare_proposer(net.config.proposals, 1)
-    caches = Caches(ProposalStore(cache / "proposals", proposer), FeatureStore(cache / "maps", net.extractor))
+    boxes = ProposalStore(cache / "proposals", prepare_proposer(net.config.proposals, 1))
+    caches = ReducedCaches.of(net, boxes, cache / "maps")
     check_images(cache, dataset.samples)
     fill_caches(dataset.samples, caches, workers, "proposals and maps")
     return Examples(net, dataset.samples, caches)

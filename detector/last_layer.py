@@ -1,0 +1,122 @@
+"""Refit one row of a softmax layer while all others stay as they are: a binary logistic regression with an offset.
+
+With the other logits fixed, the probability of class k is sigmoid(s - o), where s = w . x + b is its own logit and o
+the log-sum-exp of the others, background included. The cross entropy of a region is then a constant and
+log(1 + exp(s - o)) - t (s - o), where t is 1 for a region of the class and 0 for any other: it is convex in w and b.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import cholesky, solve_triangular
+from scipy.optimize import minimize
+from scipy.special import expit
+
+Vector = NDArray[np.float64]
+_TOLERANCE = 1e-6  # of the gradient where the curvature is 1: the value is within about 1e-12 (d + 1) of the minimum
+_CURVATURE_ROWS = 8192
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowExamples:
+    """Hold what one row of a softmax layer learns from.
+
+    features: (N, d) float32, what the layer reads. margins: (N,) float64, s - o of the row as it was. targets: (N,)
+    float64 in [0, 1], the probability of the class that is wanted.
+    """
+
+    features: NDArray[np.float32]
+    margins: Vector
+    targets: Vector
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @classmethod
+    def join(cls, parts: Sequence[RowExamples]) -> RowExamples:
+        """Return the examples of several; there must be one at least."""
+        arrays = [[getattr(part, name) for part in parts] for name in ("features", "margins", "targets")]
+        return cls(*(np.concatenate(array) for array in arrays))
+
+    def take(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> RowExamples:
+        """Return some of the examples."""
+        return RowExamples(self.features[rows], self.margins[rows], self.targets[rows])
+
+    def probabilities(self, change: Vector) -> Vector:
+        """Return p of the class, (N,), when weight and bias have changed by (d + 1,)."""
+        found: Vector = expit(self.margins + self.features @ change[:-1] + change[-1])
+        return found
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowFit:
+    """Hold a refitted row: its change (d + 1,) float64, bias last.
+
+    before, after: the sum of cross entropies, and after with the penalty. slope: the largest part of the gradient that
+    is left. steps: of the solver.
+    """
+
+    change: Vector
+    before: float
+    after: float
+    slope: float
+    steps: int
+
+
+def margins_of(logits: NDArray[np.floating], label: int) -> Vector:
+    """Return s - o of a class for logits (N, K + 1): its logit less the log-sum-exp of all others, (N,) float64."""
+    others = np.delete(logits.astype(np.float64), label, axis=1)
+    found: Vector = logits[:, label] - np.logaddexp.reduce(others, axis=1)
+    return found
+
+
+def fit_row(examples: RowExamples, penalty: float, start: Vector | None = None) -> RowFit:
+    """Minimise the sum of the examples' cross entropies + penalty / 2 |change|^2 over the change of weight and bias.
+
+    penalty: what keeps the row near the old one, above 0, which makes the minimum unique. start: a change to begin at.
+    L-BFGS (Liu and Nocedal 1989), in coordinates in which the curvature at the start is about 1 in all directions.
+    Raises ValueError for another penalty and for numbers that are not finite.
+    """
+    if not 0 < penalty < np.inf:
+        raise ValueError(f"expected a positive penalty, got {penalty}")
+    x = np.ones((len(examples), examples.features.shape[1] + 1))
+    x[:, :-1] = examples.features
+    margins, targets = examples.margins, examples.targets
+    if not (np.isfinite(x).all() and np.isfinite(margins).all() and np.isfinite(targets).all()):
+        raise ValueError("expected finite features, margins and targets, got NaN or infinity")
+
+    def objective(change: Vector) -> tuple[float, Vector]:
+        z = margins + x @ change
+        value = float((np.logaddexp(0, z) - targets * z).sum() + penalty / 2 * (change @ change))
+        return value, (expit(z) - targets) @ x + penalty * change
+
+    nothing = np.zeros(x.shape[1])
+    begin = nothing if start is None else start
+    factor = _curvature(x, expit(margins + x @ begin), penalty)  # lower triangular; change = begin + factor^-T u
+
+    def scaled(u: Vector) -> tuple[float, Vector]:
+        value, slope = objective(begin + solve_triangular(factor, u, lower=True, trans="T"))
+        return value, solve_triangular(factor, slope, lower=True)
+
+    options = {"maxiter": 2000, "maxfun": 4000, "ftol": 0.0, "gtol": _TOLERANCE, "maxcor": 20}
+    found = minimize(scaled, nothing, jac=True, method="L-BFGS-B", options=options)
+    change: Vector = begin + solve_triangular(factor, found.x, lower=True, trans="T")
+    slope = float(np.abs(objective(change)[1]).max())
+    return RowFit(change, objective(nothing)[0], float(found.fun), slope, int(found.nit))
+
+
+def _curvature(x: Vector, probability: Vector, penalty: float) -> Vector:
+    """Return the Cholesky factor of the Hessian, (d + 1, d + 1), from some of the rows of x (N, d + 1).
+
+    It shapes the way to the minimum, not the minimum.
+    """
+    step = max(1, len(x) // _CURVATURE_ROWS)
+    some, weight = x[::step], (probability * (1 - probability))[::step]
+    hessian = step * (some.T * weight) @ some
+    hessian[np.diag_indices(len(hessian))] += penalty
+    factor: Vector = cholesky(hessian, lower=True)
+    return factor

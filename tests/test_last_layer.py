@@ -1,0 +1,129 @@
+"""Check the refit of one row of a softmax layer against autograd on the whole layer's cross entropy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import brentq
+from scipy.special import expit
+from torch import Tensor
+from torch.nn import functional as F
+
+from detector.last_layer import RowExamples, fit_row, margins_of
+
+CLASSES, WIDTH, LABEL = 4, 6, 2
+
+
+def layer() -> tuple[Tensor, Tensor]:
+    """Return weight (K + 1, d) and bias (K + 1,) of a layer, float64."""
+    generator = torch.Generator().manual_seed(4)
+    weight = torch.randn(CLASSES + 1, WIDTH, generator=generator, dtype=torch.float64)
+    return weight, torch.randn(CLASSES + 1, generator=generator, dtype=torch.float64)
+
+
+def regions(count: int = 80) -> tuple[Tensor, Tensor]:
+    """Return features (R, d) that float32 holds, and labels (R,) that they say little about."""
+    generator = torch.Generator().manual_seed(7)
+    features = torch.randn(count, WIDTH, generator=generator).relu()
+    return features.double(), torch.randint(CLASSES + 1, (count,), generator=generator)
+
+
+def examples(features: Tensor, targets: Tensor) -> RowExamples:
+    weight, bias = layer()
+    margins = margins_of((features @ weight.T + bias).numpy(), LABEL)
+    return RowExamples(features.float().numpy(), margins, targets.double().numpy())
+
+
+def whole_loss(row: Tensor, targets: Tensor, features: Tensor, penalty: float) -> Tensor:
+    """Return the cross entropy of the whole layer with another row, and the penalty. targets: (R, K + 1)."""
+    weight, bias = layer()
+    old = torch.cat([weight[LABEL], bias[LABEL : LABEL + 1]])
+    chosen = torch.arange(CLASSES + 1) == LABEL
+    logits = torch.where(chosen, (features @ row[:-1] + row[-1])[:, None], features @ weight.T + bias)
+    return F.cross_entropy(logits, targets, reduction="sum") + penalty / 2 * (row - old).square().sum()
+
+
+def new_row(change: np.ndarray) -> Tensor:
+    weight, bias = layer()
+    return torch.cat([weight[LABEL], bias[LABEL : LABEL + 1]]) + torch.from_numpy(change)
+
+
+def test_the_margin_is_the_log_odds_of_the_class() -> None:
+    features, _ = regions()
+    weight, bias = layer()
+    logits = features @ weight.T + bias
+    probability = logits.softmax(dim=1)[:, LABEL]
+    expected = probability.log() - (1 - probability).log()
+    np.testing.assert_allclose(margins_of(logits.numpy(), LABEL), expected.numpy(), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("penalty", [0.01, 1.0, 30.0])
+@pytest.mark.parametrize("soft", [False, True])
+def test_the_gradient_of_the_whole_cross_entropy_is_zero(penalty: float, soft: bool) -> None:
+    features, labels = regions()
+    targets = F.one_hot(labels, CLASSES + 1).double()
+    if soft:
+        targets = 0.7 * targets + 0.3 / (CLASSES + 1)
+    fit = fit_row(examples(features, targets[:, LABEL]), penalty)
+    row = new_row(fit.change).requires_grad_()
+    loss = whole_loss(row, targets, features, penalty)
+    (slope,) = torch.autograd.grad(loss, row)
+    (first,) = torch.autograd.grad(
+        whole_loss(start := new_row(0 * fit.change).requires_grad_(), targets, features, 0), start
+    )
+    loss = loss.detach()
+    assert float(slope.abs().max()) < 1e-5 * float(first.abs().max())
+    for _ in range(20):  # the problem is convex: a step anywhere is a step up
+        near = row.detach() + 0.01 * torch.randn(row.shape, dtype=torch.float64)
+        assert float(whole_loss(near, targets, features, penalty)) > float(loss)
+    assert fit.after < fit.before
+    offset = float(whole_loss(new_row(0 * fit.change), targets, features, penalty)) - fit.before
+    assert float(loss) - fit.after == pytest.approx(offset, rel=1e-9)  # what does not depend on the row
+
+
+def test_a_bias_alone_solves_its_equation() -> None:
+    margins = np.array([-3.0, -1.0, 0.5, 2.0])
+    targets = np.array([0.0, 1.0, 0.0, 1.0])
+    fit = fit_row(RowExamples(np.zeros((4, 3), np.float32), margins, targets), 0.5)
+    expected = brentq(lambda b: float((expit(margins + b) - targets).sum() + 0.5 * b), -10, 10, xtol=1e-13)
+    assert fit.change[-1] == pytest.approx(expected, abs=1e-6)
+    assert not fit.change[:-1].any()
+
+
+def test_what_is_as_it_should_be_changes_nothing() -> None:
+    features, _ = regions()
+    old = examples(features, torch.zeros(len(features)))
+    as_it_was = RowExamples(old.features, old.margins, old.probabilities(np.zeros(WIDTH + 1)))
+    assert not fit_row(as_it_was, 1e-3).change.any()
+
+
+def test_a_large_penalty_holds_the_row() -> None:
+    features, labels = regions()
+    change = fit_row(examples(features, labels == LABEL), 1e9).change
+    assert 0 < np.linalg.norm(change) < 1e-6
+    assert np.linalg.norm(change) < np.linalg.norm(fit_row(examples(features, labels == LABEL), 1.0).change)
+
+
+def test_examples_are_joined_and_taken_in_order() -> None:
+    features, labels = regions()
+    whole = examples(features, labels == LABEL)
+    parts = [whole.take(np.arange(30)), whole.take(np.arange(80) >= 30)]
+    joined = RowExamples.join(parts)
+    for name in ("features", "margins", "targets"):
+        np.testing.assert_array_equal(getattr(joined, name), getattr(whole, name))
+
+
+@pytest.mark.parametrize("penalty", [0.0, -1.0, float("nan"), float("inf")])
+def test_another_penalty_is_refused(penalty: float) -> None:
+    features, labels = regions()
+    with pytest.raises(ValueError, match="expected a positive penalty"):
+        fit_row(examples(features, labels == LABEL), penalty)
+
+
+def test_numbers_that_are_not_finite_are_refused() -> None:
+    features, labels = regions()
+    whole = examples(features, labels == LABEL)
+    whole.features[3, 1] = float("nan")
+    with pytest.raises(ValueError, match="expected finite features, margins and targets"):
+        fit_row(whole, 1.0)
