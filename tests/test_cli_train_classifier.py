@@ -199,7 +199,7 @@ def test_a_random_trunk_is_the_same_when_the_model_is_used(kinds: Path, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--detector", "rcnn"], 2, "--detector: expected none with --task classify, got rcnn"),
+        (["--detector", "rcnn"], 2, "--task classify: expected no --detector, --start or --preset, got one"),
         (["--set", "epoch=3"], 1, "--set epoch=3: expected settings among trunk, layer, pretrained, levels, pooling"),
         (["--set", "proposals=fast"], 1, "got proposals"),
         (["--set", "head=tree"], 1, "expected a head among svm, fc, got 'tree'"),
@@ -293,5 +293,5 @@ def test_a_run_of_all_layers_that_was_interrupted_ends_with_the_same_weights(kin
 
 def test_the_help_teaches() -> None:
     text = " ".join(CliRunner().invoke(main, ["train", "--help"]).stdout.split())
-    for part in ("--task [detect|classify]", "what whole photos show", "folder:ROOT", "csv:FILE", "learn=all"):
+    for part in ("--task [detect|classify|pretrain]", "what whole photos show", "folder:ROOT", "csv:FILE", "learn=all"):
         assert part in text

@@ -1,8 +1,9 @@
 """Climb the ladder of the paper's table 9: machines on every layer, before and after fine-tuning, one and five scales.
 
-Every network is trained by the command `sppnet train` with configs/paper-lite0.yaml; every rung of one network is then
-measured from cached maps (float16, which moves a mean average precision by some hundredths), two networks together from
-the photos. What is done already is not done again: stop it whenever you like.
+Every network is trained by the command `sppnet train`; every rung of one network is then measured from cached maps
+(float16, which moves a mean average precision by some hundredths), two networks together from the photos. Machines
+learn at one scale, whatever they are measured at. What is done already is not done again: stop it whenever
+you like.
 
     python tools/ladder.py voc:VOC2007:trainval voc:VOC2012:train --test voc:VOC2007:test --out runs/ladder
 """
@@ -22,7 +23,7 @@ import click
 import torch
 
 from detector.checkpoints import load_detector
-from detector.cli.models import detect_photos, load_models, open_source
+from detector.cli.models import detect_photos, load_models, members, open_source
 from detector.cli.options import use_threads
 from detector.cli.progress import prepare_proposer, progress_bar
 from detector.cli.runs import fill_caches
@@ -35,11 +36,18 @@ from detector.structures import Detections
 from proposals.store import ProposalStore
 from proposals.structures import Proposals
 
-CONFIG = Path(__file__).parents[1] / "configs" / "paper-lite0.yaml"
-# The mini-batches of the authors' code. Their SGD takes 90,000 of them; AdamW comes as far with some thousands.
-CHANGED = ("optimizer=adamw", "learning_rate=0.001", "weight_decay=0.05", "rate_drops=[]", "epochs=8")
+CONFIGS = Path(__file__).parents[1] / "configs"
+FIVE = (480, 576, 688, 864, 1200)
+# The mini-batches of the authors' code, whose SGD takes 90,000 of them; in some thousands it learned less than AdamW.
+CHANGED = (
+    "optimizer=adamw",
+    "learning_rate=0.001",
+    "weight_decay=0.05",
+    "rate_drops=[]",
+    "epochs=8",
+    f"scales={list(FIVE)}",
+)
 TUNING = ("--preset", "code", *(word for change in CHANGED for word in ("--set", change)))
-SCALES = {"one": "[]", "five": "[480,576,688,864,1200]"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,21 +69,23 @@ class Ladder:
             write_json(self.out / name / "seconds.json", time.monotonic() - began)
         return model
 
-    def pretrained(self) -> Path:
-        """Return the layers before fine-tuning."""
-        return self.train("before", "--task", "pretrain", "--config", str(CONFIG))
+    def network(self, kind: str, seed: int = 0) -> Path:
+        """Return layers: `before` fine-tuning, with the fully connected ones `tuned`, or all learned `joint`ly."""
+        config = ("--config", str(CONFIGS / f"{'voc' if kind == 'joint' else 'paper'}-lite0.yaml"))
+        arguments = {
+            "before": ("--task", "pretrain", *config),
+            "tuned": ("--start", str(self.out / "before" / "model.safetensors"), *config, *TUNING),
+            "joint": config,
+        }
+        if kind == "tuned":
+            self.network("before", seed)
+        return self.train(f"{kind}-{seed}" if seed else kind, *arguments[kind], "--set", f"seed={seed}")
 
-    def tuned(self, seed: int, joint: bool = False) -> Path:
-        """Return the layers after fine-tuning, on regions at random scales. joint: boxes are learned, too."""
-        start = ("--start", str(self.pretrained()), "--config", str(CONFIG), *TUNING)
-        settings = ("--set", f"seed={seed}", "--set", f"scales={SCALES['five']}", "--set", f"box_weight={int(joint)}")
-        return self.train(f"after-{seed}{'-joint' if joint else ''}", *start, *settings)
-
-    def machines(self, seed: int, scales: str, layer: str, tuned: bool) -> Path:
+    def machines(self, kind: str, layer: str, seed: int = 0) -> Path:
         """Return machines on a layer, with ridge regressors of boxes."""
-        start = self.tuned(seed) if tuned else self.pretrained()
-        name = f"svm-{seed}-{scales}-{layer}-{'after' if tuned else 'before'}"
-        settings = ("--set", f"svm_layer={layer}", "--set", f"scales={SCALES[scales]}")
+        start = self.network(kind, seed)
+        name = f"{kind}-{layer}-{seed}" if seed else f"{kind}-{layer}"
+        settings = ("--set", f"svm_layer={layer}", "--set", "scales=[]")
         return self.train(name, "--detector", "svm", "--classes", "all", "--start", str(start), *settings)
 
 
@@ -88,23 +98,25 @@ class Rung:
     changes: Mapping[str, Any]
 
 
-def rungs(ladder: Ladder, kind: str) -> Iterator[Rung]:
-    """Train what is missing at one or five scales; yield the rungs of the paper's table and some more."""
-    for layer, tuned in (("pool5", False), ("fc6", False), ("fc7", False), ("fc6", True), ("fc7", True)):
-        title = layer if layer == "pool5" else f"{layer} {'after' if tuned else 'before'} fine-tuning"
-        machines = (ladder.machines(0, kind, layer, tuned),)
-        yield Rung(title, machines, {"box_regression": "none"})
-        yield Rung(f"{title}, boxes corrected", machines, {})
-    scales = {"scales": tuple(json.loads(SCALES[kind]))}
-    yield Rung("softmax after fine-tuning", (ladder.tuned(0),), scales)
-    yield Rung("softmax and boxes, jointly", (ladder.tuned(0, joint=True),), scales)
+def rungs(ladder: Ladder) -> Iterator[Rung]:
+    """Train what is missing; yield the rungs of the paper's table and some more."""
+    stages = [("before", "before fine-tuning"), ("tuned", "fc layers fine-tuned"), ("joint", "all layers learned")]
+    for kind, words in stages:
+        for layer in ("pool5", "fc6", "fc7"):
+            if (kind, layer) == ("tuned", "pool5"):  # is what it was
+                continue
+            machines = (ladder.machines(kind, layer),)
+            yield Rung(f"{words}: {layer}", machines, {"box_regression": "none"})
+            yield Rung(f"{words}: {layer}, boxes corrected", machines, {})
+        if kind != "before":
+            yield Rung(f"{words}: softmax", (ladder.network(kind),), {})
 
 
-def pair(ladder: Ladder, kind: str) -> Iterator[Rung]:
-    """Fine-tune a second network, with other random last layers and mini-batches; yield it and both together."""
-    first, second = (ladder.machines(seed, kind, "fc7", True) for seed in (0, 1))
-    yield Rung("fc7 of a second network, boxes corrected", (second,), {})
-    yield Rung("both networks together", (first, second), {})
+def pair(ladder: Ladder) -> Iterator[Rung]:
+    """Train a second network, from other random layers; yield it and both together."""
+    first, second = (ladder.machines("joint", "fc7", seed) for seed in (0, 1))
+    yield Rung("a second network: fc7, boxes corrected", (second,), {})
+    yield Rung("both networks: fc7, boxes corrected", (first, second), {})
 
 
 class Measuring:
@@ -114,10 +126,11 @@ class Measuring:
         self.test, self.folder, self.results, self.workers = test, folder, results, workers
         self.rows = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
 
-    def measure(self, rung: Rung, scales: str) -> None:
-        """Add the mean average precision of a rung, and its interval, to the results."""
-        name = f"{scales} scale{'s' if scales == 'five' else ''}: {rung.title}"
+    def measure(self, rung: Rung, scales: Sequence[int] = ()) -> None:
+        """Add the mean average precision of a rung, and its interval, to the results. scales: empty for one."""
+        name = f"{rung.title}{', five scales' if scales else ''}"
         if name not in self.rows:
+            rung = replace(rung, changes={**rung.changes, "scales": tuple(scales)})
             found = self._detect(rung) if len(rung.models) == 1 else self._detect_together(rung)
             truths, names = self.test.truths, self.test.class_names
             result = evaluate(found, truths, names, ["voc07"])["voc07"]
@@ -146,6 +159,8 @@ class Measuring:
 
     def _detect_together(self, rung: Rung) -> list[Detections]:
         net = load_models([str(path) for path in rung.models], "cpu", "auto")
+        for part in members(net):
+            part.config = replace(part.config, **rung.changes)
         proposer = prepare_proposer(net.config.proposals, self.workers)
         source = open_source(proposer, self.folder, self.test.samples)
         return detect_photos(net, self.test.samples, proposer, source, None)
@@ -162,11 +177,11 @@ def main(data: Sequence[str], test: Sequence[str], out: Path, cache: Path | None
     """Train and measure every rung on DATA and --test; print the table, and keep it in OUT/ladder.json."""
     ladder = Ladder(tuple(data), out, cache or out / "cache")
     measuring = Measuring(open_datasets(test), out / "test", out / "ladder.json", use_threads(None))
-    for kind in SCALES:
-        for rung in rungs(ladder, kind):
-            measuring.measure(rung, kind)
-    for rung in pair(ladder, "one"):
-        measuring.measure(rung, "one")
+    for scales in ((), FIVE):
+        for rung in rungs(ladder):
+            measuring.measure(rung, scales)
+        for rung in pair(ladder):
+            measuring.measure(rung, scales)
 
 
 if __name__ == "__main__":
