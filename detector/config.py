@@ -52,7 +52,8 @@ class Config:
     proposals, max_proposals: the proposer's name and how many boxes, best first, an image may have.
     holdout: part of the training images that is not learned from; the finished detector is measured on it.
     epochs, images_per_batch, regions_per_image: how long to train, on what at a time.
-    crops_per_image: how many regions of a photo R-CNN keeps the maps of, to draw its regions_per_image from.
+    crops_per_image: how many regions of a photo R-CNN keeps the maps of, and `--task pretrain` what the trunk's
+    classifier says of, to draw regions_per_image from.
     positive_fraction, positive_iou, negative_iou: the sample of regions (paper, section 4.1).
     repeat_below: classes that fewer than this part of the images show are shown more often; 0 for every image once.
     learn: `all` layers behind the trunk, or `fc`, the fully connected ones alone, as in the paper: the reduction stays

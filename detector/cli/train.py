@@ -65,7 +65,7 @@ def train(
     layers before the pyramid stay, so that their maps are cached, at every one of the scales if there are several.
     --config and --set change single settings of a preset.
 
-    --task pretrain teaches the layers behind the trunk what the trunk's own ImageNet classifier says of regions; the
+    --task pretrain teaches the layers behind the trunk what the trunk's own ImageNet classifier says of crops; the
     annotations of DATA are not used. The result is what the paper's detector is before it is fine-tuned: a --start.
 
     --detector svm is the paper's own form: a support vector machine for each class, with hard negatives, on a layer of

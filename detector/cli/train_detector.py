@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from detector.preparation import Caches, ProposalCache
     from detector.reduced import ReducedCaches
     from detector.regions import RegionDetector
+    from detector.teaching import AnswerCaches
     from detector.training import Metrics, Run
 
-    AnyCaches = Caches | CropCaches | ReducedCaches
+    AnyCaches = AnswerCaches | Caches | CropCaches | ReducedCaches
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +105,13 @@ class _Job:
         record |= {"task": "pretrain"} if self.plan.pretrain else {}
         record |= {"start": self.plan.start} if self.plan.start else {}
         step = step_on_disk(run, record)
-        caches = _caches(model, ProposalStore(self.place.cache / "proposals", proposer), self.place.cache)
+        caches = self._caches(model, ProposalStore(self.place.cache / "proposals", proposer))
         if step is None:
             click.echo(f"{out} holds the finished run already", err=True)
         else:
             check_images(self.place.cache, self.dataset.samples)
-            fill_caches(self.dataset.samples, caches, self.place.workers, "proposals and maps")
+            title = "proposals, maps and answers" if self.plan.pretrain else "proposals and maps"
+            fill_caches(self.dataset.samples, caches, self.place.workers, title)
             write_json(out / "run.json", record)
             _learn(run, self._batches(run.model, caches, learned), step, self.place.save_every)
         if held_out and not (out / "holdout.json").exists():
@@ -123,15 +125,13 @@ class _Job:
         import torch
 
         from detector.checkpoints import build_detector
-        from detector.pretraining import PretrainedNet, Teacher, class_names
+        from detector.pretraining import PretrainedNet, class_names
         from detector.transfer import take_layers
 
         settings = self.plan.settings
         torch.manual_seed(settings.seed)
         if self.plan.pretrain:
-            net = PretrainedNet(settings, class_names()).to(self.place.device)
-            Teacher.of(net.trunk)  # so that a trunk without one is told before the long work
-            return net
+            return PretrainedNet(settings, class_names()).to(self.place.device)
         model = build_detector(settings, self.dataset.class_names).to(self.place.device)
         if start is not None:
             take_layers(model, start)
@@ -158,18 +158,43 @@ class _Job:
         """Return what a run learns from, step by step."""
         from detector.batches import Batches, PooledBatches
         from detector.crops import CropBatches, CropCaches
-        from detector.pretraining import PretrainingBatches, Teacher
+        from detector.pretraining import PretrainingBatches
         from detector.reduced import ReducedCaches
         from detector.sppnet import SPPNet
+        from detector.teaching import AnswerCaches
 
         if isinstance(caches, CropCaches):
             return CropBatches(samples, caches, model.config, len(model.class_names))
         if isinstance(caches, ReducedCaches):
             assert isinstance(model, SPPNet)
             return PooledBatches(samples, caches, model)
-        if self.plan.pretrain:
-            return PretrainingBatches(samples, caches, model.config, Teacher.of(model.trunk))
+        if isinstance(caches, AnswerCaches):
+            return PretrainingBatches(samples, caches)
         return Batches(samples, caches, model.config, len(model.class_names))
+
+    def _caches(self, model: RegionDetector, boxes: ProposalCache) -> AnyCaches:
+        """Return what keeps proposals and maps of photos, or of crops of photos, for what is learned."""
+        from detector.crops import CropCaches
+        from detector.engines import choose_engine
+        from detector.features import FeatureStore
+        from detector.preparation import Caches
+        from detector.rcnn import RCNN
+        from detector.reduced import ReducedCaches
+        from detector.sppnet import SPPNet
+        from detector.teaching import AnswerCaches, Teacher
+
+        cache = self.place.cache
+        if isinstance(model, RCNN):
+            model.use_engine("auto")
+            return CropCaches(boxes, model, cache / "crops")
+        assert isinstance(model, SPPNet)
+        if model.config.learn == "fc":
+            return ReducedCaches.of(model, boxes, cache / "maps")
+        caches = Caches(boxes, FeatureStore(cache / "maps", model.extractor))
+        if self.plan.pretrain:
+            teacher = Teacher(model.trunk, choose_engine("auto", self.place.device))
+            return AnswerCaches(caches, teacher, model.config, cache / "answers")
+        return caches
 
     def _split(self) -> tuple[Sequence[Sample], Sequence[Sample]]:
         """Return the samples to learn from and those held out. Raises ValueError if either has no object."""
@@ -183,24 +208,6 @@ class _Job:
             if not any(len(sample.truth) for sample in samples):
                 raise ValueError(f"holdout={part:g}: expected images with objects {what}, got none")
         return parts
-
-
-def _caches(model: RegionDetector, boxes: ProposalCache, cache: Path) -> AnyCaches:
-    """Return what keeps proposals and maps of photos, or of crops of photos, for this kind of detector."""
-    from detector.crops import CropCaches
-    from detector.features import FeatureStore
-    from detector.preparation import Caches
-    from detector.rcnn import RCNN
-    from detector.reduced import ReducedCaches
-    from detector.sppnet import SPPNet
-
-    if isinstance(model, RCNN):
-        model.use_engine("auto")
-        return CropCaches(boxes, model, cache / "crops")
-    assert isinstance(model, SPPNet)
-    if model.config.learn == "fc":
-        return ReducedCaches.of(model, boxes, cache / "maps")
-    return Caches(boxes, FeatureStore(cache / "maps", model.extractor))
 
 
 def _learn(run: Run, batches: RegionBatches, step: int, save_every: float) -> None:
@@ -224,8 +231,10 @@ def _measure(out: Path, samples: Sequence[Sample], caches: AnyCaches, device: st
     from detector.crops import CropCaches
     from detector.evaluation import format_table, to_json
     from detector.files import write_json
+    from detector.teaching import AnswerCaches
     from detector.validation import measure_held_out
 
+    assert not isinstance(caches, AnswerCaches)  # of a run that holds no photo out
     net = load_detector(out / "model.safetensors", device)
     with progress_bar(len(samples), "held-out photos", "image") as bar:
         boxes = caches.proposals if isinstance(caches, CropCaches) else caches
