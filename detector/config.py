@@ -33,8 +33,8 @@ class Config:
 
     detector: `sppnet`, `rcnn`, which shows the trunk every proposal as a crop of its own, or `svm`, the layers of a
     trained sppnet with support vector machines (`detector.machines`).
-    svm_layer, box_regression: of `svm`: what the machines read, `pool5`, `fc6` or `fc7`, and what corrects boxes,
-    `ridge` regressors, the `joint` layer or `none`.
+    svm_layer, C, box_regression: of `svm`: what the machines read, `pool5`, `fc6` or `fc7`, the weight of an error
+    beside the size of the weights, and what corrects boxes, `ridge` regressors, the `joint` layer or `none`.
     trunk, layers: the convolutional layers and which of their outputs are used, finest first; no layers named, as for
     every trunk but EfficientNet-Lite, means the trunk's usual ones (`detector.backbones`).
     pretrained: take the trunk's published ImageNet weights; else random ones that depend on the seed alone.
@@ -84,6 +84,7 @@ class Config:
     levels: tuple[int, ...] = (6, 3, 2, 1)
     hidden: int = 1024
     svm_layer: str = "fc7"
+    C: float = 0.001
     box_regression: str = "ridge"
     cascade: int = 300
     proposals: str = "fast"
@@ -145,6 +146,8 @@ class Config:
         for name in _PARTS:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"expected {name} in [0, 1], got {getattr(self, name)}")
+        if not 0 < self.C < math.inf:
+            raise ValueError(f"expected a C above 0 and finite, got {self.C}")
         if not 0 <= self.rank_prior < math.inf:
             raise ValueError(f"expected a rank_prior of at least 0 and finite, got {self.rank_prior}")
         for name in ("seed", "cascade"):

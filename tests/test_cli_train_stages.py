@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from detector.checkpoints import load_detector, read_tensors, save_detector
 from detector.cli import main
+from detector.example_files import load_examples
 from detector.machines import MachineNet
 from detector.pretraining import class_names
 from tests.toy import CLASSES, SETTINGS, SMALL, draw, small_model
@@ -176,8 +177,9 @@ def test_what_does_not_go_together_is_told_in_one_line(
 def test_machines_learn_the_classes_they_are_told(stages: Path, tmp_path: Path) -> None:
     data, start = f"voc:{stages / 'toy'}:train", stages / "second/model.safetensors"
     more = ["--detector", "svm", "--start", start, "--cache", stages / "cache", "--threads", "1"]
-    result = train(data, "--out", tmp_path / "two", *more, "--classes", "square, circle", "--set", "svm_layer=fc7")
+    result = train(data, "--out", tmp_path / "two", *more, "--classes", "square, circle", "--set", "C=0.02")
     assert result.exit_code == 0, result.stderr
+    assert load_examples(tmp_path / "two/examples.safetensors")[1].svm.C == 0.02
     assert set(load_detector(tmp_path / "two/model.safetensors").class_names) == {"square", "circle"}
     joint = train(data, "--out", tmp_path / "joint", *more, "--classes", "circle", "--set", "box_regression=joint")
     assert joint.exit_code == 1

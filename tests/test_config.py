@@ -131,6 +131,7 @@ def test_wrong_types_are_refused_by_name(name: str, value: object, file: Path) -
         *[(n, -0.01) for n in ("positive_fraction", "dropout", "average", "nms", "vote", "min_score")],
         *[(n, v) for n in ("holdout", "repeat_below", "readable_score") for v in (-0.01, 1.01)],
         ("a rank_prior", -1),
+        *[("a C", value) for value in (0, -1.0, float("inf"), float("nan"))],
         ("nms", float("nan")),
         ("regions_per_image", 1),
         ("negative_iou", [0.4, 0.2]),

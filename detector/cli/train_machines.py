@@ -124,7 +124,8 @@ def _fit_machines(examples: Examples, run: RunFolder, save_every: float) -> None
     from detector.mining import MiningRule
     from detector.svm import LinearSVM
 
-    machines = MachineRun(examples, LinearSVM(), MiningRule(), run.folder, run.key, save_every)
+    svm = LinearSVM(C=examples.net.config.C)
+    machines = MachineRun(examples, svm, MiningRule(), run.folder, run.key, save_every)
     machines.continue_from_disk()
     with _watched("support vector machines", 2 * len(examples.samples), machines.step) as watch:
         machines.fit(watch)
