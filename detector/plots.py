@@ -35,7 +35,8 @@ _RACE_DPI = 150
 def plot_losses(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw the losses, and the part of positives that got their own class, against epochs; a PNG written whole.
 
-    rows: one mapping per line of metrics.jsonl, with epoch, loss, class_loss, box_loss and positives_right.
+    rows: one mapping per line of metrics.jsonl, with epoch, loss, class_loss, box_loss and positives_right. Where no
+    boxes were learned, as from a teacher, there is one loss.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -44,12 +45,16 @@ def plot_losses(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in rows]
-    for name, colour in _COLOURS.items():
-        left.plot(epochs, [row[name] for row in rows], color=colour, label=name.replace("_", " "), linewidth=1.2)
+    boxes = any(row["box_loss"] for row in rows)
+    for name in _COLOURS if boxes else ["loss"]:
+        values = [row[name] for row in rows]
+        left.plot(epochs, values, color=_COLOURS[name], label=name.replace("_", " "), linewidth=1.2)
     right.plot(epochs, [100 * row["positives_right"] for row in rows], color=_COLOURS["loss"], linewidth=1.2)
     left.set(xlabel="epoch", ylabel="loss per region", ylim=(0, None), title="Training loss")
-    left.legend(frameon=False)
-    right.set(xlabel="epoch", ylabel="%", ylim=(0, 100), title="Positive regions given their own class")
+    if boxes:
+        left.legend(frameon=False)
+    title = "Positive regions given their own class" if boxes else "Regions given the teacher's first choice"
+    right.set(xlabel="epoch", ylabel="%", ylim=(0, 100), title=title)
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)

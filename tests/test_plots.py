@@ -57,6 +57,11 @@ def test_curves_are_where_their_values_are(tmp_path: Path) -> None:
     left = read_image(tmp_path / "loss.png")[:, :, : half.shape[2]]
     for rgb in ((0x1F, 0x4E, 0x79), (0x4C, 0x9F, 0x70), (0xD1, 0x79, 0x3B)):
         assert int(colour(left, rgb).sum()) > 100
+    plot_losses([{**row, "box_loss": 0.0} for row in rows(30)], tmp_path / "loss.png")
+    left = read_image(tmp_path / "loss.png")[:, :, : half.shape[2]]
+    seen = [int(colour(left, rgb).sum()) for rgb in ((0x1F, 0x4E, 0x79), (0x4C, 0x9F, 0x70), (0xD1, 0x79, 0x3B))]
+    assert seen[0] > 100
+    assert seen[1:] == [0, 0]
 
 
 def test_it_leaves_matplotlib_as_it_was(tmp_path: Path) -> None:
