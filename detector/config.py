@@ -157,6 +157,8 @@ class Config:
             raise ValueError(f"expected regions_per_image of at least 2, got {self.regions_per_image}")
         if self.learn == "fc" and (self.detector == "rcnn" or self.region_mean):
             raise ValueError("expected learn=all for rcnn and with region_mean: their maps are not cached reduced")
+        if self.learn == "all" and self.random_scale:
+            raise ValueError("expected learn=fc with random_scale: all layers learn from maps of one scale")
         if list(self.rate_drops) != sorted(self.rate_drops) or not all(0 < part < 1 for part in self.rate_drops):
             raise ValueError(f"expected rate_drops in (0, 1), ascending, got {self.rate_drops}")
         if not 0 <= self.negative_iou[0] < self.negative_iou[1] <= self.positive_iou:
