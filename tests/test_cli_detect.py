@@ -162,6 +162,12 @@ def test_boxes_that_fit_no_image_are_named(photos: Path, model: Path) -> None:
     assert entries() == []
 
 
+def test_a_model_that_is_refused_leaves_no_folder(photos: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["detect", str(photos), "--model", "none", "--out", str(tmp_path / "a" / "b")])
+    assert result.exit_code == 1
+    assert list(tmp_path.iterdir()) == [photos]
+
+
 def test_bad_files_are_named_and_the_others_processed(photos: Path, model: Path) -> None:
     (photos / "empty.jpg").touch()
     (photos / "text.jpg").write_text("no photo")
@@ -197,7 +203,7 @@ def test_inputs_are_never_overwritten_and_stems_may_repeat(photos: Path, model: 
         (["photos", "--out", "out", "--boxes", "no.json"], 2, "'no.json' does not exist"),
         (["photos", "--out", "out", "--model", "no.safetensors"], 1, "no.safetensors: expected"),
         (["photos", "--out", "out", "--proposals", "none"], 1, "expected a proposer named"),
-        (["photos", "--out", "photos/one.jpg/out"], 1, "Not a directory"),
+        (["photos", "--out", "photos/one.jpg/out"], 2, "--out: expected a folder that can be written, got photos/one"),
         (["photos", "--out", "out", "--boxes", "photos/one.jpg"], 1, "photos/one.jpg: expected JSON"),
         (["photos", "--out", ".", "--boxes", "detections.json"], 2, "expected --boxes to be another file"),
     ],

@@ -95,6 +95,7 @@ def detect(
     from proposals.given import read_boxes
 
     from .explain import check_explainable
+    from .folders import check_writable
     from .inputs import PictureNames, find_images
     from .models import prepare_proposers, single_model
     from .options import check_device, use_threads
@@ -108,7 +109,7 @@ def detect(
     if explain:
         single_model(model, "with --explain")
     given = read_boxes(boxes) if boxes else None
-    out.mkdir(parents=True, exist_ok=True)
+    check_writable(out, "--out")
     cores = use_threads(threads)
     net = _load(model, (check_device(device), engine), score, max_proposals)
     linear = check_explainable(net) if explain else None
@@ -117,6 +118,7 @@ def detect(
         announce_compiling()
     job = _Job(net, proposer, given, net.readable_score if score is None else score, linear)
     job.warm_up()
+    out.mkdir(parents=True, exist_ok=True)
     failed = _run(job, files, problems, out, None if json_only else PictureNames(out, files))
     ctx.exit(1 if failed else 0)
 
