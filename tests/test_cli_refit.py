@@ -52,6 +52,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     draw_background(folder / "bars", 6, 1)
     draw_background(folder / "others", 4, 2)
     save_detector(small_model(), folder / "soft.safetensors", {"run": "soft"})
+    image = {"id": 1, "file_name": "0.png", "height": 180, "width": 240}
+    item = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [20, 20, 50, 50], "area": 2500, "iscrowd": 0}
+    squares = {"images": [image], "annotations": [item], "categories": [{"id": 1, "name": "square"}]}
+    (folder / "squares.json").write_text(json.dumps(squares))
     return folder
 
 
@@ -119,6 +123,8 @@ def test_a_softmax_model_forgets_false_alarms_and_keeps_other_classes(place: Pat
     for option in ("background", "check"):
         assert report["false_alarms"][option]["after"] < report["false_alarms"][option]["before"]
     assert report["voc07"]["before"]["per_class"].keys() == set(CLASSES)
+    circles = [sample.truth.labels[~sample.truth.difficult] == LABEL for sample in open_dataset(f"{toy}:test", CLASSES)]
+    assert report["found"]["objects"] == sum(int(found.sum()) for found in circles)
     assert f"{report['false_alarms']['check']['before']:.3f} before" in result.stdout
     assert {entry.name for entry in out.parent.iterdir()} == {"soft.safetensors", "soft.json"}
     net = load_detector(out)
@@ -214,14 +220,22 @@ def test_ctrl_c_leaves_no_file(place: Path, tmp_path: Path, monkeypatch: pytest.
         (["--background", "{bars}", "--score", "0.001"], "--score: expected at least 0.01"),
         (["--background", "{bars}", "--out", "{model}"], "--out: expected another file than MODEL"),
         (["--background", "{bars}", "--out", "{empty}/new.pt"], "expected a name that ends in .safetensors"),
+        (["--background", "{bars}", "--score", "nan"], "--score: expected at least 0.01"),
         (["--background", "{bars}", "--penalty", "0"], "--penalty"),
+        (["--background", "{bars}", "--penalty", "nan"], "--penalty: expected a number above 0, got nan"),
+        (["--background", "{bars}", "--data", "{squares}"], "--data: expected an object of the class circle, got none"),
+        (["--boxes", "{squares}", "--data", "{train}"], "--boxes: expected an object of the class circle, got none"),
+        (["--boxes", "{test}", "--data", "{train}", "--test", "{test}"], "--test: expected photos that are not in"),
+        (["--background", "{bars}", "--data", "{train}", "--out", "{report}"], "would be replaced by the report"),
     ],
 )
 def test_what_does_not_fit_is_refused(place: Path, tmp_path: Path, change: list[str], said: str) -> None:
     model, empty = tmp_path / "soft.safetensors", tmp_path / "empty"
     shutil.copy(place / "soft.safetensors", model)
     empty.mkdir()
-    words = {"bars": place / "bars", "empty": empty, "train": f"voc:{place / 'toy'}:train", "model": model}
+    words = {"bars": place / "bars", "empty": empty, "model": model, "report": place / "squares.safetensors"}
+    words |= {split: f"voc:{place / 'toy'}:{split}" for split in ("train", "test")}
+    words["squares"] = f"coco:{place / 'squares.json'}:{place / 'bars'}"
     given = [word.format(**words) for word in change]
     result = refit(place, model, tmp_path / "new.safetensors", *given)
     assert result.exit_code in (1, 2)

@@ -55,6 +55,24 @@ def alarm_lines(alarms: Mapping[str, Mapping[str, float]], name: str, score: flo
     ]
 
 
+def count_found(found: Both, dataset: Dataset, label: int, score: float) -> dict[str, int]:
+    """Return how many objects of a class there are, and how many are found with at least a score: IoU 0.5, VOC's rule.
+
+    A class that loses false alarms only because all its scores are lower loses objects here, though not its AP.
+    """
+    from detector.evaluation.voc import match_all
+
+    matches = [match_all(side, dataset.truths, dataset.class_names)[label] for side in found]
+    counts = [int((match.hits & (match.scores >= score)).sum()) for match in matches]
+    return {"objects": int(matches[0].objects.sum()), **dict(zip(_SIDES, counts, strict=True))}
+
+
+def found_line(counts: Mapping[str, int], name: str, score: float) -> str:
+    """Tell how many objects of a class are found."""
+    told = f"{counts['before']} before, {counts['after']} after"
+    return f"objects of {name} found (score {score:g} or more), of {counts['objects']} in --test: {told}"
+
+
 def measure_both(found: Both, dataset: Dataset) -> dict[str, Any]:
     """Return the mean AP and that of every class, in [0, 1] or None, before and after: voc07 at IoU 0.5."""
     from detector.evaluation import evaluate, to_json

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
@@ -83,10 +82,7 @@ def refit(
         raise click.UsageError(f"--out: expected a name that ends in .safetensors, got {out}")
     check_writable(out.parent, "--out")
     cache = check_writable(cache or out.parent / "cache", "--cache")
-    source = _model_file(model)
-    if source.exists() and out.exists() and os.path.samefile(source, out):  # noqa: PTH121 (either may be a link)
-        raise click.UsageError(f"--out: expected another file than MODEL, got {out}")
-    options = Options(source, name, out, cache, examples, penalty, score, use_threads(threads))
+    options = Options(_model_file(model), name, out, cache, examples, penalty, score, use_threads(threads))
     refit_one(options, {"background": background, "boxes": boxes, "data": data, "check": check, "test": test})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .before_after import alarm_lines, ap_lines, count_alarms, detect_both, measure_both
+from .before_after import alarm_lines, ap_lines, count_alarms, count_found, detect_both, found_line, measure_both
 from .folders import check_images
 from .interrupts import held_back
 from .models import open_source
 from .progress import prepare_proposer, progress_bar
+from .refit_files import check_out, find_examples, replace_row, write_files
 from .refit_photos import Photos
 from .runs import fill_caches
 
@@ -23,14 +25,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from detector.class_refitting import NewRow
-    from detector.example_files import ExampleOrigin
-    from detector.example_store import ExampleStore
     from detector.sppnet import SPPNet
     from proposals.structures import Proposer
 
-    Store = tuple[ExampleStore, ExampleOrigin]
-
-_EXAMPLES = "examples.safetensors"
+    from .refit_files import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +49,7 @@ def refit_one(options: Options, named: Mapping[str, Sequence[str]]) -> None:
     """Refit a class; write the new model, its examples and its report. named: data and photos, by their options."""
     from detector.checkpoints import read_tensors
 
+    check_out(options.out, [options.source])
     net, label = _open_model(options)
     machines = net.config.detector == "svm"
     _check_kind(machines, options, bool(named["data"]))
@@ -64,7 +63,8 @@ def refit_one(options: Options, named: Mapping[str, Sequence[str]]) -> None:
     for line in _summary(report):
         click.echo(line)
     report |= job.compare(changed)
-    _write(options.out, (changed, metadata), store, report)
+    written = write_files(options.out, (changed, metadata), store, report)
+    click.echo(f"written: {', '.join(map(str, written))}")
 
 
 def _open_model(options: Options) -> tuple[SPPNet, int]:
@@ -80,7 +80,7 @@ def _open_model(options: Options) -> tuple[SPPNet, int]:
     if options.name not in labels:
         raise click.UsageError(f"--class: expected one of {', '.join(net.class_names)}, got {options.name}")
     least = net.config.min_score
-    if options.score is not None and options.score < least:
+    if options.score is not None and not options.score >= least:  # NaN, too
         raise click.UsageError(f"--score: expected at least {least:g}, below which MODEL detects nothing")
     return net, labels[options.name]
 
@@ -90,6 +90,8 @@ def _check_kind(machines: bool, options: Options, data: bool) -> None:
     for option, given in (("--penalty", options.penalty is not None), ("--data", data)):
         if machines and given:
             raise click.UsageError(f"{option}: expected a softmax model, got one with support vector machines")
+    if options.penalty is not None and not options.penalty < math.inf:
+        raise click.UsageError(f"--penalty: expected a number above 0, got {options.penalty:g}")
     if not machines and options.examples is not None:
         raise click.UsageError("--examples: expected a model with support vector machines, got a softmax model")
     if not machines and not data:
@@ -101,20 +103,13 @@ def _open_store(options: Options) -> Store:
     from detector.checkpoints import read_tensors
     from detector.example_files import load_examples
 
-    beside = (beside_examples(options.source), options.source.with_name(_EXAMPLES))
-    path = options.examples or next((place for place in beside if place.is_file()), None)
-    if path is None:
-        raise ValueError(f"expected {beside[1]}, which training writes, or --examples FILE, got neither")
+    path = options.examples or find_examples(options.source)
+    check_out(options.out, [options.source, path])
     store, origin = load_examples(path)
     run = read_tensors(options.source)[1].get("run", "")
     if origin.run != run:
         raise ValueError(f"{path}: expected the examples of {options.source}, got those of another model")
     return store, origin
-
-
-def beside_examples(model: Path) -> Path:
-    """Return the file that keeps the examples of a refitted model."""
-    return model.with_name(f"{model.stem}.{_EXAMPLES}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -137,7 +132,7 @@ class _Job:
         cache, learned = self.options.cache, [*self.photos.new, *self.photos.known]
         boxes = ProposalStore(cache / "proposals", self.proposer)
         caches = ReducedCaches.of(self.net, boxes, cache / "maps")
-        check_images(cache, learned)
+        check_images(cache, [*learned, *self.photos.check, *self.photos.tested])
         with self._timed("proposals and maps"):
             fill_caches(learned, caches, self.options.cores, "proposals and maps")
         rule = RowRule() if self.options.penalty is None else RowRule(self.options.penalty)
@@ -174,6 +169,8 @@ class _Job:
         if photos.test is not None:
             found = detect_both(both, photos.tested, source, "detecting in --test")
             report["voc07"] = measure_both(found, photos.test)
+            report["found"] = count_found(found, photos.test, self.label, score)
+            click.echo(found_line(report["found"], name, score))
             click.echo("\n".join(ap_lines(report["voc07"], name, self.net.config.detector)))
         return report
 
@@ -199,20 +196,6 @@ def _watched(total: int, title: str) -> Iterator[Any]:
         yield watch
 
 
-def replace_row(tensors: Mapping[str, Tensor], kind: str, label: int, row: NewRow) -> dict[str, Tensor]:
-    """Return the tensors of a model's file with another row of one class; all else is the same bit for bit."""
-    from detector.class_refitting import LAYERS
-
-    changed = dict(tensors)
-    for part, values in (("weight", row.weight), ("bias", row.bias)):
-        name = f"{LAYERS[kind]}.{part}"
-        changed[name] = tensors[name].clone()
-        changed[name][label] = values.to(changed[name].dtype)
-        if not bool(changed[name][label].isfinite().all()):
-            raise ValueError(f"expected weights that {changed[name].dtype} can hold, got larger ones")
-    return changed
-
-
 def _rebuilt(net: SPPNet, tensors: Mapping[str, Tensor]) -> SPPNet:
     """Return a detector of the same kind and trunk with the values of a model's file."""
     from detector.checkpoints import load_learned
@@ -227,31 +210,8 @@ def _summary(report: Mapping[str, Any]) -> list[str]:
     photos, seconds = report["photos"], report["seconds"]
     parts = [f"{count} {what}" for what, count in photos.items() if what in ("background", "boxes", "known") and count]
     line = f"photos: {', '.join(parts)}"
-    found = f"{report['mined']} regions that looked like {report['class']} were mined in {report['passes']} passes"
+    passes = f"{report['passes']} pass{'es' if report['passes'] != 1 else ''}"
+    found = f"regions that looked like {report['class']}, mined in {passes}: {report['mined']}"
     new = f", {report['positives']} new positives" if report["positives"] else ""
     split = ", ".join(f"{what} {seconds[what]:.1f}" for what in seconds if what != "together")
     return [line, f"{found}{new}; {report['known']} known regions", f"seconds: {seconds['together']:.1f} ({split})"]
-
-
-def _write(
-    out: Path, model: tuple[Mapping[str, Tensor], Mapping[str, str]], store: Store | None, report: Mapping[str, Any]
-) -> None:
-    """Write the examples, the report and, last, the model, whose name for the run is theirs."""
-    from dataclasses import replace
-
-    from detector.checkpoints import save_tensors
-    from detector.example_files import save_examples
-    from detector.features import settings_key, values_key
-    from detector.files import write_json
-
-    tensors, metadata = model
-    run = settings_key({"refitted": metadata.get("run", ""), "values": values_key(tensors)})
-    written = [out, out.with_suffix(".json")]
-    with held_back() as check:
-        if store is not None:
-            written.append(beside_examples(out))
-            save_examples(written[-1], store[0], replace(store[1], run=run))
-        write_json(written[1], report)
-        save_tensors(tensors, out, {**metadata, "run": run})
-        check()
-    click.echo(f"written: {', '.join(map(str, written))}")

@@ -48,10 +48,17 @@ class Photos:
             path = next(sample.path for sample in check if sample.image_id in both)
             raise ValueError(f"--check: expected photos that are not in --background, got {path}")
         boxed = list(open_datasets(named["boxes"], net.class_names)) if named["boxes"] else []
-        if boxed and not any(bool((sample.truth.labels == label).any()) for sample in boxed):
+        if boxed and not _has(boxed, label):
             raise ValueError(f"--boxes: expected an object of the class {net.class_names[label]}, got none")
-        some = _choose(list(open_datasets(named["data"], net.class_names)), label, net.config.seed) if known else []
+        every = list(open_datasets(named["data"], net.class_names)) if known else []
+        if known and not _has(every, label):
+            raise ValueError(f"--data: expected an object of the class {net.class_names[label]}, got none")
+        some = _choose(every, label, net.config.seed)
         test = open_datasets(named["test"], net.class_names, exact=True) if named["test"] else None
+        learned = {sample.path.resolve() for sample in boxed}
+        again = next((sample.path for sample in test or () if sample.path.resolve() in learned), None)
+        if again is not None:
+            raise ValueError(f"--test: expected photos that are not in --boxes, got {again}")
         return cls(background, boxed, some, check, test)
 
     @property
@@ -68,6 +75,11 @@ class Photos:
         """Return how many photos there are of each kind."""
         parts = (self.background, self.boxed, self.known, self.check, self.tested)
         return dict(zip(("background", "boxes", "known", "check", "test"), map(len, parts), strict=True))
+
+
+def _has(samples: Sequence[Sample], label: int) -> bool:
+    """Tell whether there is an object of a class."""
+    return any(bool((sample.truth.labels == label).any()) for sample in samples)
 
 
 def _open_folders(paths: Sequence[str], option: str) -> list[Sample]:
