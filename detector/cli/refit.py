@@ -57,7 +57,8 @@ def refit(
     refitted again.
 
     Any other model refits the row of the class in the last layer. It needs --data, the photos it was trained on, of
-    which at most 300 tell what the class should not forget. A larger --hold keeps more of its AP, and more false alarms.
+    which at most 300 tell what the class should not forget. A larger --hold keeps more of its AP and of its false
+    alarms.
 
     The weights of the other classes stay as they are, bit for bit. The scores of a softmax model add up to 1, so that
     they and the AP of other classes can still move a little; with machines they cannot.
