@@ -16,7 +16,7 @@ from torch import Tensor
 from .datasets import Sample
 from .example_files import ExampleOrigin
 from .example_store import ExampleStore
-from .last_layer import RowExamples, RowFit, fit_row, margins_of
+from .last_layer import RowExamples, RowFit, RowHold, fit_row, margins_of
 from .machine_training import Examples
 from .machines import MachineNet
 from .mining import ImageRegions
@@ -33,11 +33,14 @@ LAYERS = {"svm": "machines", "sppnet": "head.classes"}  # what is refitted, by t
 class RowRule:
     """Say how a row of the last layer is refitted.
 
-    penalty: see `last_layer.fit_row`. least: a region is learned from if it has this probability of the class, before
-    or after it was refitted. passes: the most over the new photos; one that finds no such region is the last.
+    hold: what a change of the log-odds of a known region costs: half of this times its square. penalty: the same for
+    the change of weight and bias. least: a region is learned from if it has this probability of the class, before or
+    after it was refitted, and held if it had it before. passes: the most over the new photos; one that finds no such
+    region is the last.
     """
 
-    penalty: float = 10.0
+    hold: float = 0.1
+    penalty: float = 1000.0
     least: float = 0.01
     passes: int = 3
 
@@ -96,21 +99,22 @@ class Refitting:
         return NewRow(*row, report.positives, report.added, known, report.epochs)
 
     def refit_row(self, known: Sequence[Sample], rule: RowRule) -> NewRow:
-        """Fit the class's row of the last layer to what it said of known photos, and to the new photos.
+        """Fit the class's row of the last layer to the new photos, and hold it where it was in known photos.
 
-        known: photos that the detector was trained on. Their regions keep the probability that they had: the old row
-        is a minimum of what training minimised, so that what a few of its photos would pull is chance, and taking that
-        gradient off the cross entropy turns its targets into the old probabilities. Without new photos nothing changes.
+        known: photos that the detector was trained on. The log-odds of their regions are held, by the squares of what
+        they change by. Probabilities do not tell: they are near 0 and 1 in photos that were learned from, and hardly
+        move where the log-odds of an object have lost what they would need in another photo.
         """
-        old = []
+        layer = self.net.head.classes
+        hold = RowHold.of(layer.in_features, rule.penalty)
         for sample in known:
-            examples = self._known(sample, rule)
-            if len(examples):
-                old.append(examples)
+            examples, _, _ = self._read(sample)
+            likely = examples.probabilities(np.zeros(layer.in_features + 1)) >= rule.least
+            hold = hold.add(examples.features[likely], rule.hold)
             self.watch(1)
         learned: list[RowExamples] = []
         seen: list[set[int]] = [set() for _ in self.photos]
-        change = np.zeros(self.net.head.classes.in_features + 1)
+        change = np.zeros(layer.in_features + 1)
         fit: RowFit | None = None
         passes = 0
         while passes < rule.passes:
@@ -123,20 +127,13 @@ class Refitting:
                 self.watch(1)
             if not found:
                 break
-            fit = fit_row(RowExamples.join([*old, *learned]), rule.penalty, change)
+            fit = fit_row(RowExamples.join(learned), hold, change)
             change = fit.change
-        counts = [int((part.targets == side).sum()) for side in (1, 0) for part in learned]
-        numbers = (sum(counts[: len(learned)]), sum(counts[len(learned) :]), sum(map(len, old)), passes)
-        layer = self.net.head.classes
+        positives = sum(int(part.targets.sum()) for part in learned)
+        numbers = (positives, sum(map(len, learned)) - positives, hold.known, passes)
         weight = (layer.weight[self.label].double() + torch.from_numpy(change[:-1])).detach().float()
         bias = (layer.bias[self.label].double() + change[-1]).detach().float()
         return NewRow(weight, bias, *numbers, (fit.before, fit.after) if fit else None)
-
-    def _known(self, sample: Sample, rule: RowRule) -> RowExamples:
-        """Return the regions of a known photo that the class has something to do with, as they are."""
-        examples, _, _ = self._read(sample)
-        probability = examples.probabilities(np.zeros(examples.features.shape[1] + 1))
-        return replace(examples, targets=probability).take(probability >= rule.least)
 
     def _new(self, sample: Sample, change: np.ndarray, least: float, taken: set[int]) -> RowExamples:
         """Return the regions of a new photo to learn from that are not taken yet, and take them."""

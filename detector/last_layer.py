@@ -3,6 +3,7 @@
 With the other logits fixed, the probability of class k is sigmoid(s - o), where s = w . x + b is its own logit and o
 the log-sum-exp of the others, background included. The cross entropy of a region is then a constant and
 log(1 + exp(s - o)) - t (s - o), where t is 1 for a region of the class and 0 for any other: it is convex in w and b.
+The row is held where it was by the squares of what s changes by in regions that were known before (`RowHold`).
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ class RowExamples:
 class RowFit:
     """Hold a refitted row: its change (d + 1,) float64, bias last.
 
-    before, after: the sum of cross entropies, and after with the penalty. slope: the largest part of the gradient that
-    is left. steps: of the solver.
+    before, after: the sum of cross entropies, and after with what the change costs. slope: the largest part of the
+    gradient that is left. steps: of the solver.
     """
 
     change: Vector
@@ -74,29 +75,58 @@ def margins_of(logits: NDArray[np.floating], label: int) -> Vector:
     return found
 
 
-def fit_row(examples: RowExamples, penalty: float, start: Vector | None = None) -> RowFit:
-    """Minimise the sum of the examples' cross entropies + penalty / 2 |change|^2 over the change of weight and bias.
+@dataclass(frozen=True, slots=True, eq=False)
+class RowHold:
+    """Hold what a change of a row costs: half of change' M change, with M = penalty I + weight X'X over known regions.
 
-    penalty: what keeps the row near the old one, above 0, which makes the minimum unique. start: a change to begin at.
-    L-BFGS (Liu and Nocedal 1989), in coordinates in which the curvature at the start is about 1 in all directions.
-    Raises ValueError for another penalty and for numbers that are not finite.
+    X has a row (features, 1) for each known region, so that X change is what their log-odds s - o change by.
+    matrix: M, (d + 1, d + 1) float64, positive definite. known: how many regions are in it.
     """
-    if not 0 < penalty < np.inf:
-        raise ValueError(f"expected a positive penalty, got {penalty}")
-    x = np.ones((len(examples), examples.features.shape[1] + 1))
-    x[:, :-1] = examples.features
-    margins, targets = examples.margins, examples.targets
+
+    matrix: Vector
+    known: int = 0
+
+    @classmethod
+    def of(cls, width: int, penalty: float) -> RowHold:
+        """Return the hold of d features without known regions. Raises ValueError unless penalty is positive."""
+        if not 0 < penalty < np.inf:
+            raise ValueError(f"expected a positive penalty, got {penalty}")
+        return cls(penalty * np.eye(width + 1))
+
+    def add(self, features: NDArray[np.float32], weight: float) -> RowHold:
+        """Return the hold with more known regions, features (N, d), of a weight of at least 0.
+
+        Raises ValueError for another weight and for features that are not finite.
+        """
+        if not 0 <= weight < np.inf:
+            raise ValueError(f"expected a weight of at least 0, got {weight}")
+        if not np.isfinite(features).all():
+            raise ValueError("expected finite features, got NaN or infinity")
+        x = _with_one(features)
+        return RowHold(self.matrix + weight * (x.T @ x), self.known + len(x))
+
+
+def fit_row(examples: RowExamples, hold: RowHold, start: Vector | None = None) -> RowFit:
+    """Minimise the sum of the examples' cross entropies and what the change of weight and bias costs.
+
+    hold: of as many features; it makes the minimum unique. start: a change to begin at.
+    L-BFGS (Liu and Nocedal 1989), in coordinates in which the curvature at the start is about 1 in all directions.
+    Raises ValueError for numbers that are not finite.
+    """
+    x = _with_one(examples.features)
+    margins, targets, matrix = examples.margins, examples.targets, hold.matrix
     if not (np.isfinite(x).all() and np.isfinite(margins).all() and np.isfinite(targets).all()):
         raise ValueError("expected finite features, margins and targets, got NaN or infinity")
 
     def objective(change: Vector) -> tuple[float, Vector]:
         z = margins + x @ change
-        value = float((np.logaddexp(0, z) - targets * z).sum() + penalty / 2 * (change @ change))
-        return value, (expit(z) - targets) @ x + penalty * change
+        pull = matrix @ change
+        value = float((np.logaddexp(0, z) - targets * z).sum() + change @ pull / 2)
+        return value, (expit(z) - targets) @ x + pull
 
     nothing = np.zeros(x.shape[1])
     begin = nothing if start is None else start
-    factor = _curvature(x, expit(margins + x @ begin), penalty)  # lower triangular; change = begin + factor^-T u
+    factor = _curvature(x, expit(margins + x @ begin), matrix)  # lower triangular; change = begin + factor^-T u
 
     def scaled(u: Vector) -> tuple[float, Vector]:
         value, slope = objective(begin + solve_triangular(factor, u, lower=True, trans="T"))
@@ -109,14 +139,18 @@ def fit_row(examples: RowExamples, penalty: float, start: Vector | None = None) 
     return RowFit(change, objective(nothing)[0], float(found.fun), slope, int(found.nit))
 
 
-def _curvature(x: Vector, probability: Vector, penalty: float) -> Vector:
+def _with_one(features: NDArray[np.float32]) -> Vector:
+    """Return features (N, d) with a column of ones, which the bias reads: (N, d + 1) float64."""
+    return np.concatenate([features, np.ones((len(features), 1))], axis=1)
+
+
+def _curvature(x: Vector, probability: Vector, matrix: Vector) -> Vector:
     """Return the Cholesky factor of the Hessian, (d + 1, d + 1), from some of the rows of x (N, d + 1).
 
     It shapes the way to the minimum, not the minimum.
     """
     step = max(1, len(x) // _CURVATURE_ROWS)
     some, weight = x[::step], (probability * (1 - probability))[::step]
-    hessian = step * (some.T * weight) @ some
-    hessian[np.diag_indices(len(hessian))] += penalty
+    hessian = step * (some.T * weight) @ some + matrix
     factor: Vector = cholesky(hessian, lower=True)
     return factor

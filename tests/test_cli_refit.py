@@ -112,7 +112,7 @@ def test_a_softmax_model_forgets_false_alarms_and_keeps_other_classes(place: Pat
     toy = f"voc:{place / 'toy'}"
     result = refit(
         place, place / "soft.safetensors", out, "--background", place / "bars", "--check", place / "others",
-        "--data", f"{toy}:train", "--test", f"{toy}:test", "--score", 0.2, "--penalty", 0.01,
+        "--data", f"{toy}:train", "--test", f"{toy}:test", "--score", 0.2, "--hold", 0.001,
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     same_but_for(place / "soft.safetensors", out, "head.classes")
@@ -221,8 +221,8 @@ def test_ctrl_c_leaves_no_file(place: Path, tmp_path: Path, monkeypatch: pytest.
         (["--background", "{bars}", "--out", "{model}"], "--out: expected another file than MODEL"),
         (["--background", "{bars}", "--out", "{empty}/new.pt"], "expected a name that ends in .safetensors"),
         (["--background", "{bars}", "--score", "nan"], "--score: expected at least 0.01"),
-        (["--background", "{bars}", "--penalty", "0"], "--penalty"),
-        (["--background", "{bars}", "--penalty", "nan"], "--penalty: expected a number above 0, got nan"),
+        (["--background", "{bars}", "--hold", "-1"], "--hold"),
+        (["--background", "{bars}", "--hold", "nan"], "--hold: expected a number of at least 0, got nan"),
         (["--background", "{bars}", "--data", "{squares}"], "--data: expected an object of the class circle, got none"),
         (["--boxes", "{squares}", "--data", "{train}"], "--boxes: expected an object of the class circle, got none"),
         (["--boxes", "{test}", "--data", "{train}", "--test", "{test}"], "--test: expected photos that are not in"),
@@ -253,7 +253,7 @@ def test_models_that_cannot_be_refitted_are_refused(place: Path, machines: Path,
     shutil.copy(machines, alone)
     result = refit(place, alone, tmp_path / "new.safetensors", *bars)
     assert (result.exit_code, "or --examples FILE, got neither" in result.stderr) == (1, True)
-    for option, value in (("--penalty", "2"), ("--data", f"voc:{place / 'toy'}:train")):
+    for option, value in (("--hold", "2"), ("--data", f"voc:{place / 'toy'}:train")):
         result = refit(place, machines, tmp_path / "new.safetensors", *bars, option, value)
         assert (result.exit_code, f"{option}: expected a softmax model" in result.stderr) == (2, True)
     kept = machines.with_name("examples.safetensors")

@@ -10,7 +10,7 @@ from scipy.special import expit
 from torch import Tensor
 from torch.nn import functional as F
 
-from detector.last_layer import RowExamples, fit_row, margins_of
+from detector.last_layer import RowExamples, RowHold, fit_row, margins_of
 
 CLASSES, WIDTH, LABEL = 4, 6, 2
 
@@ -35,13 +35,36 @@ def examples(features: Tensor, targets: Tensor) -> RowExamples:
     return RowExamples(features.float().numpy(), margins, targets.double().numpy())
 
 
-def whole_loss(row: Tensor, targets: Tensor, features: Tensor, penalty: float) -> Tensor:
-    """Return the cross entropy of the whole layer with another row, and the penalty. targets: (R, K + 1)."""
-    weight, bias = layer()
+def known() -> Tensor:
+    """Return features (9, d) of regions that were known before: fewer than would hold the row in all directions."""
+    return torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(9)).relu().double().repeat(3, 1)
+
+
+def held(penalty: float, weight: float) -> RowHold:
+    """Return a hold on the known regions, which come in two parts."""
+    rows = known().float().numpy()
+    return RowHold.of(WIDTH, penalty).add(rows[:4], weight).add(rows[4:], weight)
+
+
+def whole_loss(row: Tensor, targets: Tensor, features: Tensor, costs: tuple[float, float]) -> Tensor:
+    """Return the cross entropy of the whole layer with another row (targets: (R, K + 1)), and what the change costs.
+
+    costs: of the change itself, and of what it does to the log-odds of known regions: all logits but one stay.
+    """
+    (penalty, held_by), (weight, bias) = costs, layer()
     old = torch.cat([weight[LABEL], bias[LABEL : LABEL + 1]])
     chosen = torch.arange(CLASSES + 1) == LABEL
     logits = torch.where(chosen, (features @ row[:-1] + row[-1])[:, None], features @ weight.T + bias)
-    return F.cross_entropy(logits, targets, reduction="sum") + penalty / 2 * (row - old).square().sum()
+    apart = margins_by(known(), row) - margins_by(known(), old)
+    moved = penalty / 2 * (row - old).square().sum() + held_by / 2 * apart.square().sum()
+    return F.cross_entropy(logits, targets, reduction="sum") + moved
+
+
+def margins_by(features: Tensor, row: Tensor) -> Tensor:
+    """Return the log-odds of the class (R,) with another row."""
+    weight, bias = layer()
+    others = (features @ weight.T + bias)[:, torch.arange(CLASSES + 1) != LABEL]
+    return features @ row[:-1] + row[-1] - others.logsumexp(dim=1)
 
 
 def new_row(change: np.ndarray) -> Tensor:
@@ -58,34 +81,34 @@ def test_the_margin_is_the_log_odds_of_the_class() -> None:
     np.testing.assert_allclose(margins_of(logits.numpy(), LABEL), expected.numpy(), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("penalty", [0.01, 1.0, 30.0])
+@pytest.mark.parametrize("costs", [(0.01, 0.0), (1.0, 0.3), (30.0, 0.0), (0.01, 20.0)])
 @pytest.mark.parametrize("soft", [False, True])
-def test_the_gradient_of_the_whole_cross_entropy_is_zero(penalty: float, soft: bool) -> None:
+def test_the_gradient_of_the_whole_cross_entropy_is_zero(costs: tuple[float, float], soft: bool) -> None:
     features, labels = regions()
     targets = F.one_hot(labels, CLASSES + 1).double()
     if soft:
         targets = 0.7 * targets + 0.3 / (CLASSES + 1)
-    fit = fit_row(examples(features, targets[:, LABEL]), penalty)
+    fit = fit_row(examples(features, targets[:, LABEL]), held(*costs))
     row = new_row(fit.change).requires_grad_()
-    loss = whole_loss(row, targets, features, penalty)
+    loss = whole_loss(row, targets, features, costs)
     (slope,) = torch.autograd.grad(loss, row)
     (first,) = torch.autograd.grad(
-        whole_loss(start := new_row(0 * fit.change).requires_grad_(), targets, features, 0), start
+        whole_loss(start := new_row(0 * fit.change).requires_grad_(), targets, features, (0, 0)), start
     )
     loss = loss.detach()
     assert float(slope.abs().max()) < 1e-5 * float(first.abs().max())
     for _ in range(20):  # the problem is convex: a step anywhere is a step up
         near = row.detach() + 0.01 * torch.randn(row.shape, dtype=torch.float64)
-        assert float(whole_loss(near, targets, features, penalty)) > float(loss)
+        assert float(whole_loss(near, targets, features, costs)) > float(loss)
     assert fit.after < fit.before
-    offset = float(whole_loss(new_row(0 * fit.change), targets, features, penalty)) - fit.before
+    offset = float(whole_loss(new_row(0 * fit.change), targets, features, costs)) - fit.before
     assert float(loss) - fit.after == pytest.approx(offset, rel=1e-9)  # what does not depend on the row
 
 
 def test_a_bias_alone_solves_its_equation() -> None:
     margins = np.array([-3.0, -1.0, 0.5, 2.0])
     targets = np.array([0.0, 1.0, 0.0, 1.0])
-    fit = fit_row(RowExamples(np.zeros((4, 3), np.float32), margins, targets), 0.5)
+    fit = fit_row(RowExamples(np.zeros((4, 3), np.float32), margins, targets), RowHold.of(3, 0.5))
     expected = brentq(lambda b: float((expit(margins + b) - targets).sum() + 0.5 * b), -10, 10, xtol=1e-13)
     assert fit.change[-1] == pytest.approx(expected, abs=1e-6)
     assert not fit.change[:-1].any()
@@ -95,14 +118,27 @@ def test_what_is_as_it_should_be_changes_nothing() -> None:
     features, _ = regions()
     old = examples(features, torch.zeros(len(features)))
     as_it_was = RowExamples(old.features, old.margins, old.probabilities(np.zeros(WIDTH + 1)))
-    assert not fit_row(as_it_was, 1e-3).change.any()
+    assert not fit_row(as_it_was, RowHold.of(WIDTH, 1e-3)).change.any()
 
 
 def test_a_large_penalty_holds_the_row() -> None:
     features, labels = regions()
-    change = fit_row(examples(features, labels == LABEL), 1e9).change
+    change = fit_row(examples(features, labels == LABEL), RowHold.of(WIDTH, 1e9)).change
     assert 0 < np.linalg.norm(change) < 1e-6
-    assert np.linalg.norm(change) < np.linalg.norm(fit_row(examples(features, labels == LABEL), 1.0).change)
+    free = fit_row(examples(features, labels == LABEL), RowHold.of(WIDTH, 1.0)).change
+    assert np.linalg.norm(change) < np.linalg.norm(free)
+
+
+def test_a_large_weight_holds_known_regions_and_nothing_else() -> None:
+    """The row still moves where known regions say nothing."""
+    features, labels = regions()
+    some = examples(features, labels == LABEL)
+    free, fixed = (fit_row(some, held(0.1, weight)).change for weight in (0.0, 1e7))
+    moved = [np.abs(known().numpy() @ change[:-1] + change[-1]).max() for change in (free, fixed)]
+    assert moved[0] > 0.1
+    assert moved[1] < 1e-4
+    assert np.linalg.norm(fixed) > 0.1 * np.linalg.norm(free)
+    assert held(0.1, 1.0).known == 9
 
 
 def test_examples_are_joined_and_taken_in_order() -> None:
@@ -114,16 +150,22 @@ def test_examples_are_joined_and_taken_in_order() -> None:
         np.testing.assert_array_equal(getattr(joined, name), getattr(whole, name))
 
 
-@pytest.mark.parametrize("penalty", [0.0, -1.0, float("nan"), float("inf")])
-def test_another_penalty_is_refused(penalty: float) -> None:
-    features, labels = regions()
+@pytest.mark.parametrize("number", [0.0, -1.0, float("nan"), float("inf")])
+def test_another_penalty_or_weight_is_refused(number: float) -> None:
     with pytest.raises(ValueError, match="expected a positive penalty"):
-        fit_row(examples(features, labels == LABEL), penalty)
+        RowHold.of(WIDTH, number)
+    if number == 0:
+        assert held(2.0, number).matrix.tolist() == (2 * np.eye(WIDTH + 1)).tolist()
+        return
+    with pytest.raises(ValueError, match="expected a weight of at least 0"):
+        held(1.0, number)
 
 
 def test_numbers_that_are_not_finite_are_refused() -> None:
     features, labels = regions()
-    whole = examples(features, labels == LABEL)
-    whole.features[3, 1] = float("nan")
+    whole, wrong = examples(features, labels == LABEL), known().float().numpy()
+    wrong[0, 0], whole.features[3, 1] = np.inf, np.nan
     with pytest.raises(ValueError, match="expected finite features, margins and targets"):
-        fit_row(whole, 1.0)
+        fit_row(whole, RowHold.of(WIDTH, 1.0))
+    with pytest.raises(ValueError, match="expected finite features, got NaN or infinity"):
+        RowHold.of(WIDTH, 1.0).add(wrong, 1.0)

@@ -24,9 +24,9 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--test", multiple=True, metavar="DATA", help="Measure AP of all classes on these, before and after.")
 @click.option("--cache", type=_FOLDER, help="Folder of proposals and maps [default: cache beside NEW.safetensors].")
 @click.option(
-    "--penalty",
-    type=click.FloatRange(0, min_open=True),
-    help="Softmax models: how strongly the class is held where it was [default: 10].",
+    "--hold",
+    type=click.FloatRange(0),
+    help="Softmax models: how strongly the class is held where it was [default: 0.1].",
 )
 @click.option("--score", type=click.FloatRange(0, 1), help="From which score a detection counts [default: MODEL's].")
 @click.option("--threads", type=click.IntRange(1), help="Processor cores to use [default: all].")
@@ -41,7 +41,7 @@ def refit(
     check: tuple[str, ...],
     test: tuple[str, ...],
     cache: Path | None,
-    penalty: float | None,
+    hold: float | None,
     score: float | None,
     threads: int | None,
 ) -> None:
@@ -57,7 +57,8 @@ def refit(
     refitted again.
 
     Any other model refits the row of the class in the last layer. It needs --data, the photos it was trained on, of
-    which at most 300 tell what the class should not forget. --penalty holds the row where it was.
+    which at most 300 tell what the class should not forget. A larger --hold keeps more of its AP and of its false
+    alarms.
 
     The weights of the other classes stay as they are, bit for bit. The scores of a softmax model add up to 1, so that
     they and the AP of other classes can still move a little; with machines they cannot.
@@ -82,7 +83,7 @@ def refit(
         raise click.UsageError(f"--out: expected a name that ends in .safetensors, got {out}")
     check_writable(out.parent, "--out")
     cache = check_writable(cache or out.parent / "cache", "--cache")
-    options = Options(_model_file(model), name, out, cache, examples, penalty, score, use_threads(threads))
+    options = Options(_model_file(model), name, out, cache, examples, hold, score, use_threads(threads))
     refit_one(options, {"background": background, "boxes": boxes, "data": data, "check": check, "test": test})
 
 

@@ -40,7 +40,7 @@ class Options:
     out: Path
     cache: Path
     examples: Path | None
-    penalty: float | None
+    hold: float | None
     score: float | None
     cores: int
 
@@ -87,11 +87,11 @@ def _open_model(options: Options) -> tuple[SPPNet, int]:
 
 def _check_kind(machines: bool, options: Options, data: bool) -> None:
     """Raise click.UsageError unless the options are those of the kind of model. data: whether --data is given."""
-    for option, given in (("--penalty", options.penalty is not None), ("--data", data)):
+    for option, given in (("--hold", options.hold is not None), ("--data", data)):
         if machines and given:
             raise click.UsageError(f"{option}: expected a softmax model, got one with support vector machines")
-    if options.penalty is not None and not options.penalty < math.inf:
-        raise click.UsageError(f"--penalty: expected a number above 0, got {options.penalty:g}")
+    if options.hold is not None and not options.hold < math.inf:
+        raise click.UsageError(f"--hold: expected a number of at least 0, got {options.hold:g}")
     if not machines and options.examples is not None:
         raise click.UsageError("--examples: expected a model with support vector machines, got a softmax model")
     if not machines and not data:
@@ -135,7 +135,7 @@ class _Job:
         check_images(cache, [*learned, *self.photos.check, *self.photos.tested])
         with self._timed("proposals and maps"):
             fill_caches(learned, caches, self.options.cores, "proposals and maps")
-        rule = RowRule() if self.options.penalty is None else RowRule(self.options.penalty)
+        rule = RowRule() if self.options.hold is None else RowRule(self.options.hold)
         with self._timed("mining and fitting"), _watched(len(learned), "mining") as watch:
             refitting = Refitting(self.net, self.label, caches, self.photos.new, watch)
             if store is not None:

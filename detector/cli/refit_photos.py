@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from detector.datasets import Dataset, Sample
     from detector.sppnet import SPPNet
 
-_KNOWN = 300  # photos of --data at most: half of them, if there are so many, with an object of the class
+_KNOWN, _HAVING = 300, 200  # photos of --data at most, and those with an object of the class, if there are others
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,7 +104,7 @@ def _open_folders(paths: Sequence[str], option: str) -> list[Sample]:
 
 
 def _choose(samples: Sequence[Sample], label: int, seed: int) -> list[Sample]:
-    """Choose at most 300 photos: with objects of a class and without, half and half if there are enough of both."""
+    """Choose at most 300 photos: 200 with objects of a class and 100 without, if there are enough of both."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -112,6 +112,6 @@ def _choose(samples: Sequence[Sample], label: int, seed: int) -> list[Sample]:
     own = [bool((samples[index].truth.labels == label).any()) for index in order]
     having = [index for index, has in zip(order, own, strict=True) if has]
     others = [index for index, has in zip(order, own, strict=True) if not has]
-    share = max(_KNOWN // 2, _KNOWN - len(others))
+    share = max(_HAVING, _KNOWN - len(others))
     chosen = having[:share]
     return [samples[index] for index in sorted([*chosen, *others[: _KNOWN - len(chosen)]])]
