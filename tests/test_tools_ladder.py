@@ -12,6 +12,7 @@ import torch
 from detector.checkpoints import load_detector, save_detector
 from detector.cli.train_machines import build, settings_of
 from detector.datasets import open_dataset
+from detector.ensemble import Ensemble
 from detector.evaluation import evaluate
 from detector.images import read_image
 from detector.machines import MachineNet
@@ -50,9 +51,9 @@ def test_rungs_are_measured_once_and_as_from_the_photos(tmp_path: Path, capsys: 
     rows = json.loads((tmp_path / "ladder.json").read_text())
     assert list(rows) == [f"{rung.title}, five scales" for rung in rungs]
     proposer = make_proposer("fast")
-    for boxes, row in zip(("ridge", "none"), rows.values(), strict=False):
-        net = load_detector(paths[0])
-        net.config = replace(net.config, box_regression=boxes)
+    nets = [load_detector(path) for path in (paths[0], *paths)]
+    nets[1].config = replace(nets[1].config, box_regression="none")
+    for net, row in zip((*nets[:2], Ensemble([nets[0], nets[2]])), rows.values(), strict=True):
         images = [read_image(sample.path) for sample in dataset]
         found = [net.predict(image, proposer(image)) for image in images]
         expected = evaluate(found, dataset.truths, CLASSES, ["voc07"])["voc07"].map

@@ -1,9 +1,8 @@
 """Climb the ladder of the paper's table 9: machines on every layer, before and after fine-tuning, one and five scales.
 
-Every network is trained by the command `sppnet train`; every rung of one network is then measured from cached maps
-(float16, which moves a mean average precision by some hundredths), two networks together from the photos. Machines
-learn at one scale, whatever they are measured at. What is done already is not done again: stop it whenever
-you like.
+Every network is trained by the command `sppnet train`; every rung is then measured from cached maps (float16, which
+moves a mean average precision by some hundredths). Machines learn at one scale, whatever they are measured at. What is
+done already is not done again: stop it whenever you like.
 
     python tools/ladder.py voc:VOC2007:trainval voc:VOC2012:train --test voc:VOC2007:test --out runs/ladder
 """
@@ -21,9 +20,9 @@ from typing import Any
 
 import click
 import torch
+from torch import Tensor
 
 from detector.checkpoints import load_detector
-from detector.cli.models import detect_photos, load_models, members, open_source
 from detector.cli.options import use_threads
 from detector.cli.progress import prepare_proposer, progress_bar
 from detector.cli.runs import fill_caches
@@ -31,10 +30,11 @@ from detector.datasets import Dataset, open_datasets
 from detector.evaluation import bootstrap_map, evaluate
 from detector.files import write_json
 from detector.reduced import ReducedCaches
+from detector.scales import FeaturePyramid
+from detector.selection import collect, suppress, weigh_by_rank
 from detector.sppnet import SPPNet
 from detector.structures import Detections
 from proposals.store import ProposalStore
-from proposals.structures import Proposals
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FIVE = (480, 576, 688, 864, 1200)
@@ -131,7 +131,7 @@ class Measuring:
         name = f"{rung.title}{', five scales' if scales else ''}"
         if name not in self.rows:
             rung = replace(rung, changes={**rung.changes, "scales": tuple(scales)})
-            found = self._detect(rung) if len(rung.models) == 1 else self._detect_together(rung)
+            found = self._detect(rung)
             truths, names = self.test.truths, self.test.class_names
             result = evaluate(found, truths, names, ["voc07"])["voc07"]
             low, high = bootstrap_map(found, truths, names)
@@ -143,27 +143,38 @@ class Measuring:
 
     @torch.inference_mode()
     def _detect(self, rung: Rung) -> list[Detections]:
-        net = load_detector(rung.models[0])
+        """Detect on every test photo, by one network, or by several whose windows are suppressed together."""
+        parts = [self._open(path, rung) for path in rung.models]
+        first = parts[0][0]
+        found = []
+        with progress_bar(len(self.test), rung.title, "image") as bar:
+            for sample in self.test:
+                scored = [_collect(net, *caches.read(sample), first.config.min_score) for net, caches in parts]
+                union = (torch.cat([s[0] for s in scored]), torch.cat([s[1] for s in scored]))
+                kept = suppress((*union, torch.cat([s[2] for s in scored])), sample.truth.size, first.config)
+                found.append(Detections(*kept, sample.truth.size, first.class_names, None))
+                bar.update(1)
+        return found
+
+    def _open(self, path: Path, rung: Rung) -> tuple[SPPNet, ReducedCaches]:
+        """Load a network with a rung's settings, and fill the caches of its maps of the test photos."""
+        net = load_detector(path)
         assert isinstance(net, SPPNet)
+        assert net.class_names == self.test.class_names
         net.config = replace(net.config, **rung.changes)
         boxes = ProposalStore(self.folder / "proposals", prepare_proposer(net.config.proposals, 1))
         caches = ReducedCaches.of(net, boxes, self.folder / "maps")
         fill_caches(self.test.samples, caches, self.workers, "maps of test photos")
-        found = []
-        with progress_bar(len(self.test), rung.title, "image") as bar:
-            for sample in self.test:
-                pyramid, proposals = caches.read(sample)
-                found.append(net.detect(pyramid, Proposals(proposals)))
-                bar.update(1)
-        return found
+        return net, caches
 
-    def _detect_together(self, rung: Rung) -> list[Detections]:
-        net = load_models([str(path) for path in rung.models], "cpu", "auto")
-        for part in members(net):
-            part.config = replace(part.config, **rung.changes)
-        proposer = prepare_proposer(net.config.proposals, self.workers)
-        source = open_source(proposer, self.folder, self.test.samples)
-        return detect_photos(net, self.test.samples, proposer, source, None)
+
+def _collect(net: SPPNet, pyramid: FeaturePyramid, boxes: Tensor, min_score: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what a network gives to suppression, as `RegionDetector.collect` does, from maps of before."""
+    boxes = boxes[: net.config.max_proposals]
+    ranks = net.rank_shortlisted(pyramid, boxes)
+    probabilities, deltas = net.score(pyramid, boxes[ranks])
+    weighed = weigh_by_rank(probabilities, net.config.rank_prior, ranks)
+    return collect(boxes[ranks], weighed, deltas, pyramid.size, min_score)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
