@@ -34,13 +34,14 @@ class RowRule:
     """Say how a row of the last layer is refitted.
 
     hold: what a change of the log-odds of a known region costs: half of this times its square. penalty: the same for
-    the change of weight and bias. least: a region is learned from if it has this probability of the class, before or
-    after it was refitted, and held if it had it before. passes: the most over the new photos; one that finds no such
-    region is the last.
+    the change of weight and bias. limit: a new region is learned from if it has this probability of the class, before
+    or after it was refitted; below, it costs nothing. least: a known region is held if it had this probability. passes:
+    the most over the new photos; one that finds no such region is the last.
     """
 
-    hold: float = 0.1
+    hold: float = 0.3
     penalty: float = 1000.0
+    limit: float = 0.1
     least: float = 0.01
     passes: int = 3
 
@@ -121,24 +122,24 @@ class Refitting:
             passes += 1
             found = 0
             for sample, taken in zip(self.photos, seen, strict=True):
-                examples = self._new(sample, change, rule.least, taken)
+                examples = self._new(sample, change, rule.limit, taken)
                 found += len(examples)
                 learned += [examples] if len(examples) else []
                 self.watch(1)
             if not found:
                 break
-            fit = fit_row(RowExamples.join(learned), hold, change)
+            fit = fit_row(RowExamples.join(learned), hold, rule.limit, change)
             change = fit.change
-        positives = sum(int(part.targets.sum()) for part in learned)
+        positives = sum(int(part.objects.sum()) for part in learned)
         numbers = (positives, sum(map(len, learned)) - positives, hold.known, passes)
         weight = (layer.weight[self.label].double() + torch.from_numpy(change[:-1])).detach().float()
         bias = (layer.bias[self.label].double() + change[-1]).detach().float()
         return NewRow(weight, bias, *numbers, (fit.before, fit.after) if fit else None)
 
-    def _new(self, sample: Sample, change: np.ndarray, least: float, taken: set[int]) -> RowExamples:
+    def _new(self, sample: Sample, change: np.ndarray, limit: float, taken: set[int]) -> RowExamples:
         """Return the regions of a new photo to learn from that are not taken yet, and take them."""
         examples, positive, negative = self._read(sample)
-        wanted = positive | (negative & (examples.probabilities(change) >= least))
+        wanted = positive | (negative & (examples.probabilities(change) >= limit))
         rows = np.array([row for row in np.flatnonzero(wanted).tolist() if row not in taken], dtype=np.int64)
         taken.update(rows.tolist())
         return examples.take(rows)
@@ -162,7 +163,7 @@ class Refitting:
         logits = net.head.classes(features)
         positive = (sure & (regions.labels == self.label)).numpy()
         margins = margins_of(logits.cpu().numpy(), self.label)
-        examples = RowExamples(features.cpu().numpy(), margins, positive.astype(np.float64))
+        examples = RowExamples(features.cpu().numpy(), margins, positive)
         return examples, positive, sure.numpy() & ~positive
 
 

@@ -26,7 +26,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option(
     "--hold",
     type=click.FloatRange(0),
-    help="Softmax models: how strongly the class is held where it was [default: 0.1].",
+    help="Softmax models: how strongly the class is held where it was [default: 0.3].",
 )
 @click.option("--score", type=click.FloatRange(0, 1), help="From which score a detection counts [default: MODEL's].")
 @click.option("--threads", type=click.IntRange(1), help="Processor cores to use [default: all].")
