@@ -58,7 +58,7 @@ class Config:
     repeat_below: classes that fewer than this part of the images show are shown more often; 0 for every image once.
     learn: `all` layers behind the trunk, or `fc`, the fully connected ones alone, as in the paper: the reduction stays
     as it is, so that its maps are cached, at every one of `scales`. random_scale: let every region that `fc` learns
-    from be looked at on a scale drawn at random instead of the one that `scale_rule` chooses.
+    from be looked at on a scale drawn at random instead of the one that `scale_rule` chooses; `all` learn at one scale.
     optimizer: `adamw`, or `sgd` with a momentum of 0.9 (`detector.optimizers`). rate_drops: parts of the run,
     ascending, at which the learning rate falls tenfold; empty for a warm-up and half a cosine.
     flip: show every second image mirrored. dropout: of fc6 and fc7. box_weight: of the box loss beside the class loss.
@@ -157,8 +157,6 @@ class Config:
             raise ValueError(f"expected regions_per_image of at least 2, got {self.regions_per_image}")
         if self.learn == "fc" and (self.detector == "rcnn" or self.region_mean):
             raise ValueError("expected learn=all for rcnn and with region_mean: their maps are not cached reduced")
-        if self.learn == "all" and self.random_scale:
-            raise ValueError("expected learn=fc with random_scale: all layers learn from maps of one scale")
         if list(self.rate_drops) != sorted(self.rate_drops) or not all(0 < part < 1 for part in self.rate_drops):
             raise ValueError(f"expected rate_drops in (0, 1), ascending, got {self.rate_drops}")
         if not 0 <= self.negative_iou[0] < self.negative_iou[1] <= self.positive_iou:

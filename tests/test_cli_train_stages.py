@@ -156,7 +156,6 @@ SHAPE = ["--set", "layers=[blocks.4]", "--set", "channels=8", "--set", "hidden=3
         (["--start", "some"], 1, "expected a model among "),
         ([*START, "--preset", "code"], 1, "expected the trunk of its layers, efficientnet_lite0 blocks.4, got"),
         ([*START, *SHAPE], 1, "head.context.weight"),
-        (["--set", "random_scale=true"], 1, "expected learn=fc with random_scale: all layers learn from maps of one"),
         (["--set", "rate_drops=[2]"], 1, "expected rate_drops in (0, 1), ascending, got (2.0,)"),
     ],
 )  # fmt: skip
