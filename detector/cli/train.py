@@ -69,7 +69,7 @@ def train(
     annotations of DATA are not used. The result is what the paper's detector is before it is fine-tuned: a --start.
 
     --detector svm is the paper's own form: a support vector machine for each class, with hard negatives, on a layer of
-    the network that --start names (--set svm_layer=pool5, fc6 or fc7; --set C=0.01 where classes have few objects), and
+    the network that --start names (--set svm_layer=pool5, fc6 or fc7; --set C=0.001, the paper's, weighs errors), and
     ridge regressors of the boxes (--set box_regression=ridge, joint or none). It takes minutes from the cache of the
     run that made the network, and continues like any run, but for the regressors, whose minute is done in one go.
     RUN/examples.safetensors keeps what the machines learned from.
